@@ -1,0 +1,63 @@
+"""Losses, as sums with their weights: divide last, once, over the global batch."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from pretrain.parallel import sharding
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TokenSums:
+    """Float32 scalar sums over the weighted target tokens of a batch.
+
+    loss: what is minimised (smoothed cross entropy + z-loss); nll: plain negative log likelihood in nats;
+    z_loss: the z-loss part; correct: tokens whose argmax is right; weight: the weights.
+    """
+
+    loss: jax.Array
+    nll: jax.Array
+    z_loss: jax.Array
+    correct: jax.Array
+    weight: jax.Array
+
+
+def token_cross_entropy(
+    logits_BLV: jax.Array,
+    targets_BL: jax.Array,
+    weights_BL: jax.Array,
+    *,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+) -> TokenSums:
+    """Softmax cross entropy with integer targets, T5X's definition of smoothing and z-loss.
+
+    With smoothing e the target distribution is 1 - e on the target and e / (V - 1) on the others, and the
+    entropy of that distribution is subtracted, so that a perfect model reaches 0. The z-loss is
+    `z_loss * logsumexp(logits)^2` a token (https://arxiv.org/abs/2204.02311, section 5).
+
+    logits float [B, L, V], targets int [B, L] in [0, V), weights float [B, L].
+    """
+    logits = logits_BLV.astype(jnp.float32)
+    vocab = logits.shape[-1]
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    # A one-hot product, not a gather: it works over a vocabulary that is cut across devices.
+    one_hot = targets_BL[..., None] == jnp.arange(vocab)
+    nll = log_z - jnp.sum(jnp.where(one_hot, logits, 0.0), axis=-1)
+    loss = nll
+    if label_smoothing:
+        low = label_smoothing / (vocab - 1)
+        rest = vocab * log_z - jnp.sum(logits, axis=-1) - nll
+        entropy = -(1 - label_smoothing) * jnp.log(1 - label_smoothing) - (vocab - 1) * low * jnp.log(low)
+        loss = (1 - label_smoothing) * nll + low * rest - entropy
+    z = z_loss * jnp.square(log_z)
+    correct = jnp.argmax(jax.lax.stop_gradient(sharding.constrain(logits, ("batch", "length", None))), axis=-1)
+    return TokenSums(
+        loss=jnp.sum((loss + z) * weights_BL),
+        nll=jnp.sum(nll * weights_BL),
+        z_loss=jnp.sum(z * weights_BL),
+        correct=jnp.sum((correct == targets_BL) * weights_BL),
+        weight=jnp.sum(weights_BL),
+    )

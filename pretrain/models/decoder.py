@@ -1,0 +1,109 @@
+"""A decoder-only transformer: RMSNorm, rotary positions, gated MLP, grouped-query heads (Llama's shape).
+
+Shapes: B batch, L length, D embed, V vocab, S length of a cache.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from pretrain.models import attention, layers
+from pretrain.models.transformer import DTYPES, Stack, StackConfig
+
+Batch = Mapping[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """The sizes of a decoder. `dtype` is the compute type; parameters are float32."""
+
+    family: ClassVar[str] = "decoder"
+    vocab_size: int
+    embed_dim: int
+    num_layers: int
+    num_heads: int
+    head_dim: int
+    mlp_dim: int
+    num_kv_heads: int | None = None
+    activation: str = "silu"
+    dropout: float = 0.0
+    tied_logits: bool = False
+    norm_epsilon: float = 1e-6
+    rotary_theta: float = 10_000.0
+    dtype: str = "float32"
+    remat: str = "none"
+
+    @property
+    def stack(self) -> StackConfig:
+        return StackConfig(
+            num_layers=self.num_layers, embed_dim=self.embed_dim, num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads or self.num_heads, head_dim=self.head_dim, mlp_dim=self.mlp_dim,
+            activation=self.activation, positions="rotary", dropout=self.dropout,
+            norm_epsilon=self.norm_epsilon, rotary_theta=self.rotary_theta, remat=self.remat,
+        )  # fmt: skip
+
+    def build(self, key: jax.Array) -> "Decoder":
+        """A freshly initialised model."""
+        return Decoder(self, key)
+
+    def flops(self, lengths: Mapping[str, int]) -> float:
+        """Floating point operations of the matrix products of one example's forward pass."""
+        return self.stack.flops(lengths["targets"]) + 2 * lengths["targets"] * self.embed_dim * self.vocab_size
+
+
+class Decoder(nnx.Module):
+    def __init__(self, config: DecoderConfig, key: jax.Array):
+        embedding, stack, unembedding = jax.random.split(key, 3)
+        # Tied tables start small so that the first logits are: N(0, 1) would give them variance D.
+        stddev = config.embed_dim**-0.5 if config.tied_logits else 1.0
+        self.embedding = layers.Embedding(config.vocab_size, config.embed_dim, stddev=stddev, key=embedding)
+        self.stack = Stack(config.stack, stack)
+        if not config.tied_logits:
+            self.unembedding = layers.Unembedding(config.embed_dim, config.vocab_size, key=unembedding)
+        self.config = config
+
+    def __call__(self, batch: Batch, key: jax.Array | None = None) -> jax.Array:
+        """Float32 logits [B, L, V] of `decoder_target_tokens`; `key` turns dropout on.
+
+        Reads `decoder_input_tokens`, `decoder_segment_ids`, `decoder_positions` and, where the objective
+        gives one, `decoder_prefix_mask`: the input positions that all of their segment may see.
+        """
+        segments = batch["decoder_segment_ids"]
+        mask = attention.same_segment(segments, segments)
+        mask &= attention.causal(segments.shape[1], batch.get("decoder_prefix_mask"))
+        x_BLD, _ = self.hidden(
+            batch["decoder_input_tokens"], mask=mask, positions_BL=batch["decoder_positions"], key=key
+        )
+        return self.logits(x_BLD)
+
+    def hidden(
+        self, tokens_BL: jax.Array, *, mask: jax.Array, positions_BL: jax.Array,
+        key: jax.Array | None = None, cache: attention.Cache | None = None, index: jax.Array | int = 0,
+    ) -> tuple[jax.Array, attention.Cache | None]:  # fmt: skip
+        x_BLD = self.embedding(tokens_BL, DTYPES[self.config.dtype])
+        return self.stack(
+            x_BLD, mask_BLK=mask, bias_NLK=None, positions_BL=positions_BL, key=key, cache=cache, index=index
+        )
+
+    def logits(self, x_BLD: jax.Array) -> jax.Array:
+        return self.embedding.attend(x_BLD) if self.config.tied_logits else self.unembedding(x_BLD)
+
+    def empty_cache(self, batch: int, length: int) -> attention.Cache:
+        """Room for the keys and values of `length` tokens of each of `batch` rows."""
+        stack = self.config.stack
+        dtype = DTYPES[self.config.dtype]
+        return attention.empty_cache(
+            stack.num_layers, batch, length, stack.num_kv_heads, stack.head_dim, dtype
+        )
+
+    def extend(
+        self, tokens_BL: jax.Array, cache: attention.Cache, index: jax.Array | int, seen_BLS: jax.Array,
+        positions_BL: jax.Array,
+    ) -> tuple[jax.Array, attention.Cache]:  # fmt: skip
+        """Logits [B, L, V] of `tokens` written into the cache at `index`, each seeing the slots in `seen`."""
+        x_BLD, cache = self.hidden(tokens_BL, mask=seen_BLS, positions_BL=positions_BL, cache=cache, index=index)
+        return self.logits(x_BLD), cache

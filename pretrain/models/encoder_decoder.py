@@ -1,0 +1,156 @@
+"""T5 1.1: an encoder and a decoder with RMSNorm, gated GELU, shared relative position bias, untied logits.
+
+Paper: https://arxiv.org/abs/1910.10683; version 1.1 as in https://arxiv.org/abs/2002.05202.
+Shapes: B batch, E encoder length, L decoder length, D embed, V vocab, S length of a cache.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from pretrain.models import attention, layers
+from pretrain.models.transformer import DTYPES, Stack, StackConfig
+
+Batch = Mapping[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderDecoderConfig:
+    """The sizes of an encoder-decoder. `dtype` is the compute type; parameters are float32."""
+
+    family: ClassVar[str] = "encoder_decoder"
+    vocab_size: int
+    embed_dim: int
+    encoder_layers: int
+    decoder_layers: int
+    num_heads: int
+    head_dim: int
+    mlp_dim: int
+    activation: str = "gelu"
+    dropout: float = 0.0
+    norm_epsilon: float = 1e-6
+    relative_buckets: int = 32
+    relative_max_distance: int = 128
+    dtype: str = "float32"
+    remat: str = "none"
+
+    def stack(self, num_layers: int, *, decodes: bool) -> StackConfig:
+        return StackConfig(
+            num_layers=num_layers, embed_dim=self.embed_dim, num_heads=self.num_heads,
+            num_kv_heads=self.num_heads, head_dim=self.head_dim, mlp_dim=self.mlp_dim,
+            activation=self.activation, positions="relative", dropout=self.dropout,
+            norm_epsilon=self.norm_epsilon, relative_buckets=self.relative_buckets,
+            relative_max_distance=self.relative_max_distance, remat=self.remat,
+            cross_attention=decodes, bidirectional=not decodes,
+        )  # fmt: skip
+
+    @property
+    def encoder(self) -> StackConfig:
+        return self.stack(self.encoder_layers, decodes=False)
+
+    @property
+    def decoder(self) -> StackConfig:
+        return self.stack(self.decoder_layers, decodes=True)
+
+    def build(self, key: jax.Array) -> "EncoderDecoder":
+        """A freshly initialised model."""
+        return EncoderDecoder(self, key)
+
+    def flops(self, lengths: Mapping[str, int]) -> float:
+        """Floating point operations of the matrix products of one example's forward pass."""
+        inputs, targets = lengths["inputs"], lengths["targets"]
+        output = 2 * targets * self.embed_dim * self.vocab_size
+        return self.encoder.flops(inputs) + self.decoder.flops(targets, memory=inputs) + output
+
+
+class EncoderDecoder(nnx.Module):
+    def __init__(self, config: EncoderDecoderConfig, key: jax.Array):
+        embedding, encoder, decoder, unembedding = jax.random.split(key, 4)
+        self.embedding = layers.Embedding(config.vocab_size, config.embed_dim, stddev=1.0, key=embedding)
+        self.encoder = Stack(config.encoder, encoder)
+        self.decoder = Stack(config.decoder, decoder)
+        self.unembedding = layers.Unembedding(config.embed_dim, config.vocab_size, key=unembedding)
+        self.config = config
+
+    def __call__(self, batch: Batch, key: jax.Array | None = None) -> jax.Array:
+        """Float32 logits [B, L, V] of `decoder_target_tokens`; `key` turns dropout on.
+
+        Reads `encoder_input_tokens`, `decoder_input_tokens`, and the segment ids and positions of both.
+        """
+        encoder_key, decoder_key = layers.split(key, 2)
+        encoded_BED = self.encode(batch, encoder_key)
+        segments = batch["decoder_segment_ids"]
+        length = segments.shape[1]
+        x_BLD, _ = self.hidden(
+            batch["decoder_input_tokens"],
+            encoded_BED,
+            mask_BLK=attention.same_segment(segments, segments) & attention.causal(length),
+            memory_mask_BLE=attention.same_segment(segments, batch["encoder_segment_ids"]),
+            positions_L=jnp.arange(length),
+            key_positions_K=jnp.arange(length),
+            key=decoder_key,
+        )
+        return self.unembedding(x_BLD)
+
+    def encode(self, batch: Batch, key: jax.Array | None = None) -> jax.Array:
+        """Hidden states [B, E, D] of `encoder_input_tokens`."""
+        segments = batch["encoder_segment_ids"]
+        # Distances inside a packed segment are those of the row, so row positions serve the relative bias.
+        position = jnp.arange(segments.shape[1])
+        x_BED, _ = self.encoder(
+            self.embedding(batch["encoder_input_tokens"], DTYPES[self.config.dtype]),
+            mask_BLK=attention.same_segment(segments, segments),
+            bias_NLK=self.encoder.bias(position, position),
+            positions_BL=batch["encoder_positions"],
+            key=key,
+        )
+        return x_BED
+
+    def hidden(
+        self, tokens_BL: jax.Array, encoded_BED: jax.Array, *, mask_BLK: jax.Array, memory_mask_BLE: jax.Array,
+        positions_L: jax.Array, key_positions_K: jax.Array, key: jax.Array | None = None,
+        cache: attention.Cache | None = None, index: jax.Array | int = 0,
+    ) -> tuple[jax.Array, attention.Cache | None]:  # fmt: skip
+        return self.decoder(
+            self.embedding(tokens_BL, DTYPES[self.config.dtype]),
+            mask_BLK=mask_BLK,
+            bias_NLK=self.decoder.bias(positions_L, key_positions_K),
+            positions_BL=jnp.broadcast_to(positions_L, tokens_BL.shape),
+            memory_BKD=encoded_BED,
+            memory_mask_BLK=memory_mask_BLE,
+            key=key,
+            cache=cache,
+            index=index,
+        )
+
+    def empty_cache(self, batch: int, length: int) -> attention.Cache:
+        """Room for the keys and values of `length` tokens of each of `batch` rows."""
+        stack = self.config.decoder
+        dtype = DTYPES[self.config.dtype]
+        return attention.empty_cache(
+            stack.num_layers, batch, length, stack.num_kv_heads, stack.head_dim, dtype
+        )
+
+    def extend(
+        self, tokens_BL: jax.Array, encoded_BED: jax.Array, encoder_segments_BE: jax.Array,
+        cache: attention.Cache, index: jax.Array | int,
+    ) -> tuple[jax.Array, attention.Cache]:  # fmt: skip
+        """Logits [B, L, V] of `tokens`, which follow the `index` tokens already in the cache."""
+        length, slots = tokens_BL.shape[1], cache["key"].shape[2]
+        positions = index + jnp.arange(length)
+        seen = positions[:, None] >= jnp.arange(slots)[None, :]
+        x_BLD, cache = self.hidden(
+            tokens_BL,
+            encoded_BED,
+            mask_BLK=jnp.broadcast_to(seen, (tokens_BL.shape[0], length, slots)),
+            memory_mask_BLE=attention.same_segment(jnp.ones_like(tokens_BL), encoder_segments_BE),
+            positions_L=positions,
+            key_positions_K=jnp.arange(slots),
+            cache=cache,
+            index=index,
+        )
+        return self.unembedding(x_BLD), cache

@@ -1,0 +1,110 @@
+"""The small layers every family is made of.
+
+Shapes: B batch, L length, D embed, F mlp, V vocab, N heads, H head_dim.
+Parameters are float32; `dtype` is what a layer computes in (norms and softmax: always float32).
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from pretrain.parallel import sharding
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=True),
+    "silu": jax.nn.silu,
+    "relu": jax.nn.relu,
+}
+
+RESIDUAL = ("batch", "length", "embed")
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Zeroes each element with probability `rate` and scales the rest; the identity without a key."""
+    if key is None or rate == 0.0:
+        return x
+    kept = jax.random.bernoulli(key, 1.0 - rate, x.shape, out_sharding=jax.typeof(x).sharding)
+    return jnp.where(kept, x / (1.0 - rate), 0)
+
+
+def split(key: jax.Array | None, num: int) -> tuple[jax.Array | None, ...]:
+    """`num` keys out of one, or as many Nones: no key means no dropout."""
+    return (None,) * num if key is None else tuple(jax.random.split(key, num))
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square norm (https://arxiv.org/abs/1910.07467): no mean, no bias; float32 inside."""
+
+    def __init__(self, dim: int, *, epsilon: float):
+        self.scale = nnx.Param(sharding.full((dim,), (None,), 1.0))
+        self.epsilon = epsilon
+
+    def __call__(self, x_BLD: jax.Array) -> jax.Array:
+        x = x_BLD.astype(jnp.float32)
+        x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.epsilon)
+        return (x * self.scale[...]).astype(x_BLD.dtype)
+
+
+class Embedding(nnx.Module):
+    """Token embeddings [V, D]; `attend` uses the same table as the output layer (tied logits)."""
+
+    def __init__(self, vocab_size: int, dim: int, *, stddev: float, key: jax.Array):
+        self.table = nnx.Param(sharding.normal(key, (vocab_size, dim), ("vocab", "embed"), stddev))
+
+    def __call__(self, ids_BL: jax.Array, dtype) -> jax.Array:
+        # Gathering from a table cut along D makes XLA replicate the result and cut it again: gather D first.
+        table = sharding.constrain(self.table[...].astype(dtype), ("vocab", None))
+        return sharding.take(table, ids_BL, RESIDUAL)
+
+    def attend(self, x_BLD: jax.Array) -> jax.Array:
+        return logits(x_BLD, self.table[...], "BLD,VD->BLV")
+
+
+class Unembedding(nnx.Module):
+    """The output layer [D, V] of a model with untied logits."""
+
+    def __init__(self, dim: int, vocab_size: int, *, key: jax.Array):
+        self.kernel = nnx.Param(sharding.normal(key, (dim, vocab_size), ("embed", "vocab"), dim**-0.5))
+
+    def __call__(self, x_BLD: jax.Array) -> jax.Array:
+        return logits(x_BLD, self.kernel[...], "BLD,DV->BLV")
+
+
+def logits(x_BLD: jax.Array, weight: jax.Array, subscripts: str) -> jax.Array:
+    """Float32 logits [B, L, V]: the product in x's dtype, summed in float32."""
+    weight = weight.astype(x_BLD.dtype)
+    return sharding.einsum(subscripts, x_BLD, weight, axes=("batch", "length", "vocab"), dtype=jnp.float32)
+
+
+class GatedMLP(nnx.Module):
+    """act(x W_gate) * (x W_up) W_down (https://arxiv.org/abs/2002.05202)."""
+
+    def __init__(self, dim: int, mlp_dim: int, *, activation: str, dropout: float, key: jax.Array):
+        gate, up, down = jax.random.split(key, 3)
+        into, out_of = ("embed", "mlp"), ("mlp", "embed")
+        self.gate = nnx.Param(sharding.normal(gate, (dim, mlp_dim), into, dim**-0.5))
+        self.up = nnx.Param(sharding.normal(up, (dim, mlp_dim), into, dim**-0.5))
+        self.down = nnx.Param(sharding.normal(down, (mlp_dim, dim), out_of, mlp_dim**-0.5))
+        self.activation = activation
+        self.dropout = dropout
+
+    def __call__(self, x_BLD: jax.Array, key: jax.Array | None) -> jax.Array:
+        hidden = ("batch", "length", "mlp")
+        gate, up, down = (w[...].astype(x_BLD.dtype) for w in (self.gate, self.up, self.down))
+        gate_BLF = ACTIVATIONS[self.activation](sharding.einsum("BLD,DF->BLF", x_BLD, gate, axes=hidden))
+        h_BLF = gate_BLF * sharding.einsum("BLD,DF->BLF", x_BLD, up, axes=hidden)
+        h_BLF = dropout(h_BLF, self.dropout, key)
+        return sharding.einsum("BLF,FD->BLD", h_BLF, down, axes=RESIDUAL)
+
+
+def rotate(x_BLNH: jax.Array, positions_BL: jax.Array, theta: float) -> jax.Array:
+    """Rotary position embedding (https://arxiv.org/abs/2104.09864), the two halves of H forming the pairs."""
+    half = x_BLNH.shape[-1] // 2
+    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle = positions_BL.astype(jnp.float32)[:, :, None, None] * frequency
+    sin, cos = jnp.sin(angle), jnp.cos(angle)
+    first, second = jnp.split(x_BLNH.astype(jnp.float32), 2, axis=-1)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x_BLNH.dtype)

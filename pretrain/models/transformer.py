@@ -1,0 +1,162 @@
+"""A stack of pre-norm transformer blocks, the body that every family shares.
+
+Shapes: B batch, L length, K keys of the memory a decoder attends to, D embed, N heads.
+The blocks are one block whose parameters carry a leading layer axis, run by `lax.scan`: compile time does
+not grow with depth, and rematerialisation is a policy of the scanned body.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from pretrain.errors import InputError
+from pretrain.models import attention, layers
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+# What the backward pass may keep of a block's forward pass; the rest it computes again.
+REMAT: dict[str, Callable[[Any], Any]] = {
+    "none": lambda body: body,
+    "full": jax.checkpoint,
+    "dots": lambda body: jax.checkpoint(
+        body, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StackConfig:
+    """The shape of one stack. `positions` is "relative" (T5's bias) or "rotary" (scaled dot products)."""
+
+    num_layers: int
+    embed_dim: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    mlp_dim: int
+    activation: str
+    positions: str
+    dropout: float = 0.0
+    norm_epsilon: float = 1e-6
+    relative_buckets: int = 32
+    relative_max_distance: int = 128
+    rotary_theta: float = 10_000.0
+    remat: str = "none"
+    cross_attention: bool = False
+    bidirectional: bool = False
+
+    def __post_init__(self):
+        for name, known in (("activation", layers.ACTIVATIONS), ("remat", REMAT)):
+            if getattr(self, name) not in known:
+                raise InputError(f"Model {name}={getattr(self, name)!r} is not one of {', '.join(known)}.")
+        if self.num_heads % self.num_kv_heads:
+            raise InputError(
+                f"Model num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}."
+            )
+
+    def flops(self, length: int, memory: int = 0) -> float:
+        """Floating point operations of the matrix products of one forward pass over `length` tokens.
+
+        Two for each multiply and add: the weights once a token, and the two products of attention
+        (full, since that is what is computed; a causal mask does not halve it). Norms and softmax are left
+        out, as the field does: this is the F of model FLOPs utilisation.
+        """
+        heads, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        weights = length * (2 * self.embed_dim * (heads + kv) + 3 * self.embed_dim * self.mlp_dim)
+        products = 2 * length * length * heads
+        if self.cross_attention:
+            weights += 2 * self.embed_dim * (length * heads + memory * kv)
+            products += 2 * length * memory * heads
+        return 2.0 * self.num_layers * (weights + products)
+
+
+class Block(nnx.Module):
+    """Self-attention, cross-attention where there is a memory, gated MLP; each normed, dropped, added."""
+
+    def __init__(self, config: StackConfig, key: jax.Array):
+        self_key, cross_key, mlp_key = jax.random.split(key, 3)
+        relative = config.positions == "relative"
+
+        def make_attention(key: jax.Array, theta: float | None) -> attention.Attention:
+            return attention.Attention(
+                config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim,
+                scaled=not relative, theta=theta, dropout=config.dropout, key=key,
+            )  # fmt: skip
+
+        def make_norm() -> layers.RMSNorm:
+            return layers.RMSNorm(config.embed_dim, epsilon=config.norm_epsilon)
+
+        self.attention_norm = make_norm()
+        self.attention = make_attention(self_key, None if relative else config.rotary_theta)
+        if config.cross_attention:
+            self.cross_norm = make_norm()
+            self.cross_attention = make_attention(cross_key, None)
+        self.mlp_norm = make_norm()
+        self.mlp = layers.GatedMLP(
+            config.embed_dim, config.mlp_dim, activation=config.activation, dropout=config.dropout, key=mlp_key
+        )
+        self.config = config
+
+    def __call__(
+        self, x_BLD: jax.Array, key: jax.Array | None, cache: attention.Cache | None, *,
+        index: jax.Array | int, mask: jax.Array, bias: jax.Array | None, positions: jax.Array,
+        memory: jax.Array | None, memory_mask: jax.Array | None,
+    ) -> tuple[jax.Array, attention.Cache | None]:  # fmt: skip
+        keys = layers.split(key, 6)
+        drop = self.config.dropout
+        h = self.attention_norm(x_BLD)
+        h, cache = self.attention(
+            h, h, mask_BQK=mask, bias_NQK=bias, positions_BQ=positions, key=keys[0], cache=cache, index=index
+        )
+        x_BLD += layers.dropout(h, drop, keys[1])
+        if memory is not None:
+            h, _ = self.cross_attention(self.cross_norm(x_BLD), memory, mask_BQK=memory_mask, key=keys[2])
+            x_BLD += layers.dropout(h, drop, keys[3])
+        h = self.mlp(self.mlp_norm(x_BLD), keys[4])
+        return x_BLD + layers.dropout(h, drop, keys[5]), cache
+
+
+class Stack(nnx.Module):
+    """`num_layers` blocks and a final norm."""
+
+    def __init__(self, config: StackConfig, key: jax.Array):
+        bias_key, layers_key = jax.random.split(key)
+        self.config = config
+        if config.positions == "relative":
+            self.relative_bias = attention.RelativeBias(
+                config.num_heads, bidirectional=config.bidirectional, buckets=config.relative_buckets,
+                max_distance=config.relative_max_distance, key=bias_key,
+            )  # fmt: skip
+        self.layers = jax.vmap(lambda key: Block(config, key))(jax.random.split(layers_key, config.num_layers))
+        self.final_norm = layers.RMSNorm(config.embed_dim, epsilon=config.norm_epsilon)
+
+    def bias(self, query_positions_Q: jax.Array, key_positions_K: jax.Array) -> jax.Array | None:
+        """The position bias [N, Q, K] that all layers share, None where positions are rotary."""
+        if self.config.positions != "relative":
+            return None
+        return self.relative_bias(query_positions_Q, key_positions_K)
+
+    def __call__(
+        self, x_BLD: jax.Array, *, mask_BLK: jax.Array, bias_NLK: jax.Array | None, positions_BL: jax.Array,
+        memory_BKD: jax.Array | None = None, memory_mask_BLK: jax.Array | None = None,
+        key: jax.Array | None = None, cache: attention.Cache | None = None, index: jax.Array | int = 0,
+    ) -> tuple[jax.Array, attention.Cache | None]:  # fmt: skip
+        """Hidden states [B, L, D] after the final norm, and the caches with this call's keys and values."""
+        first, last, scanned = layers.split(key, 3)
+        layer_keys = None if scanned is None else jax.random.split(scanned, self.config.num_layers)
+
+        def body(x_BLD, layer):
+            block, key, cache = layer
+            return block(
+                x_BLD, key, cache, index=index, mask=mask_BLK, bias=bias_NLK, positions=positions_BL,
+                memory=memory_BKD, memory_mask=memory_mask_BLK,
+            )  # fmt: skip
+
+        x_BLD = layers.dropout(x_BLD, self.config.dropout, first)
+        body = REMAT[self.config.remat](body)
+        x_BLD, cache = jax.lax.scan(body, x_BLD, (self.layers, layer_keys, cache))
+        return layers.dropout(self.final_norm(x_BLD), self.config.dropout, last), cache

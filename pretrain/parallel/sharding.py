@@ -1,0 +1,123 @@
+"""Every layout decision: logical axis names, the rules that map them to mesh axes, and a few helpers.
+
+Models name the axes of what they make (`batch`, `length`, `embed`, ...); `Rules`, from gin, say which mesh
+axes those names lie along; `layout(mesh, rules)` puts both in force while a program is traced. The mesh is
+Explicit: shardings are part of array types, so optimizer state and restored checkpoints follow the
+parameters without being told. Outside a `layout` the helpers are plain jnp, on one device.
+"""
+
+import contextlib
+import contextvars
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from pretrain.errors import InputError
+
+MeshAxes = str | tuple[str, ...] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """Which mesh axes each logical axis is cut along; None is not cut.
+
+    A mesh axis serves one dimension of an array, the first that asks: with `batch` along `fsdp`,
+    activations [batch, length, embed] keep `embed` whole while parameters [embed, mlp] cut it.
+    """
+
+    batch: MeshAxes = ("data", "fsdp")
+    length: MeshAxes = None
+    embed: MeshAxes = "fsdp"
+    mlp: MeshAxes = "tensor"
+    heads: MeshAxes = "tensor"
+    head_dim: MeshAxes = None
+    vocab: MeshAxes = "tensor"
+
+    def spec(self, axes: Sequence[str | None]) -> PartitionSpec:
+        """The partition spec of an array whose dimensions have these logical names.
+
+        >>> Rules().spec(("batch", "length", "embed"))
+        PartitionSpec(('data', 'fsdp'), None, None)
+        >>> Rules().spec(("embed", "mlp"))
+        PartitionSpec('fsdp', 'tensor')
+        """
+        used: set[str] = set()
+        entries: list[MeshAxes] = []
+        for axis in axes:
+            wanted = getattr(self, axis) if axis else None
+            wanted = (wanted,) if isinstance(wanted, str) else tuple(wanted or ())
+            free = tuple(name for name in wanted if name not in used)
+            used.update(free)
+            entries.append(free[0] if len(free) == 1 else free or None)
+        return PartitionSpec(*entries)
+
+
+_rules: contextvars.ContextVar[Rules | None] = contextvars.ContextVar("rules", default=None)
+
+
+@contextlib.contextmanager
+def layout(mesh: jax.sharding.Mesh, rules: Rules) -> Iterator[None]:
+    """Programs traced inside lie on `mesh` by `rules`."""
+    check_rules(rules, mesh)
+    token = _rules.set(rules)
+    try:
+        with jax.set_mesh(mesh):
+            yield
+    finally:
+        _rules.reset(token)
+
+
+def check_rules(rules: Rules, mesh: jax.sharding.Mesh) -> None:
+    """Raises InputError if a rule names an axis the mesh does not have."""
+    for field in dataclasses.fields(rules):
+        value = getattr(rules, field.name)
+        for axis in (value,) if isinstance(value, str) else value or ():
+            if axis not in mesh.axis_names:
+                raise InputError(
+                    f"Rules.{field.name} names mesh axis {axis!r}; the mesh has {', '.join(mesh.axis_names)}."
+                )
+
+
+def spec(axes: Sequence[str | None]) -> PartitionSpec | None:
+    """The partition spec of these logical axes under the current layout; None outside of one."""
+    rules = _rules.get()
+    return None if rules is None else rules.spec(axes)
+
+
+def named(mesh: jax.sharding.Mesh, rules: Rules, axes: Sequence[str | None]) -> NamedSharding:
+    """The sharding of an array that lives outside a traced program, such as a batch."""
+    return NamedSharding(mesh, rules.spec(axes))
+
+
+def normal(key: jax.Array, shape: Sequence[int], axes: Sequence[str], stddev: float) -> jax.Array:
+    """Float32 N(0, stddev^2), each device making its own part; the values do not depend on the mesh."""
+    return stddev * jax.random.normal(key, shape, jnp.float32, out_sharding=spec(axes))
+
+
+def full(shape: Sequence[int], axes: Sequence[str | None], value: float, dtype=jnp.float32) -> jax.Array:
+    """An array of one value, laid out by its logical axes."""
+    return jnp.full(shape, value, dtype, out_sharding=spec(axes))
+
+
+def einsum(subscripts: str, *operands: jax.Array, axes: Sequence[str | None], dtype=None) -> jax.Array:
+    """jnp.einsum whose result is laid out by the logical `axes`; `dtype` is that of the accumulator."""
+    return jnp.einsum(subscripts, *operands, out_sharding=spec(axes), preferred_element_type=dtype)
+
+
+def take(table: jax.Array, ids: jax.Array, axes: Sequence[str | None]) -> jax.Array:
+    """Rows of `table` [n, ...] by integer `ids` [...], laid out by `axes`."""
+    return table.at[ids].get(out_sharding=spec(axes), mode="clip")
+
+
+def reshape(x: jax.Array, shape: Sequence[int], axes: Sequence[str | None]) -> jax.Array:
+    """`x` in another shape, laid out by `axes`."""
+    return jnp.reshape(x, shape, out_sharding=spec(axes))
+
+
+def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
+    """`x`, moved if it must be to lie by `axes`."""
+    wanted = spec(axes)
+    return x if wanted is None else jax.sharding.reshard(x, wanted)

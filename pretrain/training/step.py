@@ -1,0 +1,69 @@
+"""The jitted steps: one update, one evaluation."""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from pretrain.objectives.base import Objective
+from pretrain.parallel import sharding
+from pretrain.training.state import Params, TrainState
+
+Batch = Mapping[str, jax.Array]
+Sums = dict[str, jax.Array]
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Sums]]
+EvalStep = Callable[[Params, Batch], Sums]
+
+
+def loss_sums(
+    objective: Objective, model: nnx.Module, batch: Batch, key: jax.Array | None, token_bytes: np.ndarray
+) -> Sums:
+    """Float32 scalar sums over the batch: those of the objective, `tokens` and `bytes`.
+
+    tokens: positions that hold a token, encoder and decoder both; padding is not counted.
+    bytes: of text that the weighted targets stand for (sentinels and EOS stand for none).
+    """
+    sums = {name: value for name, value in vars(objective.loss(model, batch, key)).items()}
+    segments = [batch[name] for name in batch if name.endswith("_segment_ids")]
+    sums["tokens"] = sum(jnp.sum(ids > 0, dtype=jnp.float32) for ids in segments)
+    table = jnp.asarray(token_bytes, jnp.float32)
+    spelled = sharding.take(table, batch["decoder_target_tokens"], ("batch", "length"))
+    sums["bytes"] = jnp.sum(spelled * (batch["decoder_loss_weights"] > 0))
+    return sums
+
+
+def make_train_step(
+    graph: nnx.GraphDef, objective: Objective, optimizer: optax.GradientTransformation, token_bytes: np.ndarray
+) -> TrainStep:
+    """(state, batch) -> (state, sums). The gradient is that of the summed loss, divided once by the summed
+    weight of the global batch; the sums also hold the `gradient_norm` before clipping."""
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
+        key = state.step_key()
+
+        def loss(params: Params) -> tuple[jax.Array, Sums]:
+            sums = loss_sums(objective, nnx.merge(graph, params), batch, key, token_bytes)
+            return sums["loss"], sums
+
+        gradients, sums = jax.grad(loss, has_aux=True)(state.params)
+        scale = 1.0 / jnp.maximum(sums["weight"], 1.0)
+        gradients = jax.tree.map(lambda g: g * scale, gradients)
+        sums["gradient_norm"] = optax.global_norm(gradients)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, opt_state, state.key), sums
+
+    return train_step
+
+
+def make_eval_step(graph: nnx.GraphDef, objective: Objective, token_bytes: np.ndarray) -> EvalStep:
+    """(params, batch) -> sums, without dropout."""
+
+    def eval_step(params: Params, batch: Batch) -> Sums:
+        return loss_sums(objective, nnx.merge(graph, params), batch, None, token_bytes)
+
+    return eval_step
