@@ -22,6 +22,7 @@ setup(
         "seqio>=0.0.20,<0.1",
         "tensorflow>=2.20,<2.22",
         "tensorflow-datasets>=4.9.9,<4.10",
+        "importlib_resources>=6",  # tensorflow-datasets imports it without asking for it
         "tensorflow-text>=2.20,<2.22",
         "gin-config>=0.5,<0.6",
         "numpy>=2,<3",
@@ -32,7 +33,7 @@ setup(
     extras_require={
         "gpu": ["jax[cuda13]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],
-        "test": ["pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff>=0.14,<0.16", "mypy>=1.18,<3"],
+        "test": ["pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff>=0.14,<1", "mypy>=1.18,<3"],
     },
     entry_points={"console_scripts": ["pretrain = pretrain.cli.main:main"]},
 )

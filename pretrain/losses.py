@@ -53,7 +53,9 @@ def token_cross_entropy(
         entropy = -(1 - label_smoothing) * jnp.log(1 - label_smoothing) - (vocab - 1) * low * jnp.log(low)
         loss = (1 - label_smoothing) * nll + low * rest - entropy
     z = z_loss * jnp.square(log_z)
-    correct = jnp.argmax(jax.lax.stop_gradient(sharding.constrain(logits, ("batch", "length", None))), axis=-1)
+    correct = jnp.argmax(
+        jax.lax.stop_gradient(sharding.constrain(logits, ("batch", "length", None))), axis=-1
+    )
     return TokenSums(
         loss=jnp.sum((loss + z) * weights_BL),
         nll=jnp.sum(nll * weights_BL),

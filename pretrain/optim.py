@@ -124,7 +124,9 @@ class Optimizer:
 
     def __post_init__(self):
         if self.clip_norm is not None and self.clip_norm <= 0:
-            raise InputError(f"Optimizer clip_norm={self.clip_norm} must be positive, or None for no clipping.")
+            raise InputError(
+                f"Optimizer clip_norm={self.clip_norm} must be positive, or None for no clipping."
+            )
 
     def direction(self) -> optax.GradientTransformation:
         """Gradients to unscaled updates, to be subtracted; the subclass's own part."""

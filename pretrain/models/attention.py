@@ -40,7 +40,9 @@ class RelativeBias(nnx.Module):
     `max_distance` (https://arxiv.org/abs/1910.10683, section 2.1).
     """
 
-    def __init__(self, num_heads: int, *, bidirectional: bool, buckets: int, max_distance: int, key: jax.Array):
+    def __init__(
+        self, num_heads: int, *, bidirectional: bool, buckets: int, max_distance: int, key: jax.Array
+    ):
         stddev = math.sqrt(2.0 / (buckets + num_heads))
         self.table = nnx.Param(sharding.normal(key, (buckets, num_heads), (None, "heads"), stddev))
         self.bidirectional = bidirectional
@@ -147,9 +149,7 @@ def dot_product_attention(
     return sharding.reshape(mixed, (B, Q, N, H), HEADS)
 
 
-def empty_cache(
-    num_layers: int, batch: int, length: int, num_kv_heads: int, head_dim: int, dtype
-) -> Cache:
+def empty_cache(num_layers: int, batch: int, length: int, num_kv_heads: int, head_dim: int, dtype) -> Cache:
     """Keys and values [layers, B, K, M, H] of a stack, all zero."""
     axes = (None, "batch", "length", "heads", "head_dim")
     shape = (num_layers, batch, length, num_kv_heads, head_dim)

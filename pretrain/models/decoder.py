@@ -52,7 +52,9 @@ class DecoderConfig:
 
     def flops(self, lengths: Mapping[str, int]) -> float:
         """Floating point operations of the matrix products of one example's forward pass."""
-        return self.stack.flops(lengths["targets"]) + 2 * lengths["targets"] * self.embed_dim * self.vocab_size
+        return (
+            self.stack.flops(lengths["targets"]) + 2 * lengths["targets"] * self.embed_dim * self.vocab_size
+        )
 
 
 class Decoder(nnx.Module):
@@ -105,5 +107,7 @@ class Decoder(nnx.Module):
         positions_BL: jax.Array,
     ) -> tuple[jax.Array, attention.Cache]:  # fmt: skip
         """Logits [B, L, V] of `tokens` written into the cache at `index`, each seeing the slots in `seen`."""
-        x_BLD, cache = self.hidden(tokens_BL, mask=seen_BLS, positions_BL=positions_BL, cache=cache, index=index)
+        x_BLD, cache = self.hidden(
+            tokens_BL, mask=seen_BLS, positions_BL=positions_BL, cache=cache, index=index
+        )
         return self.logits(x_BLD), cache

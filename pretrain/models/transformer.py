@@ -97,7 +97,11 @@ class Block(nnx.Module):
             self.cross_attention = make_attention(cross_key, None)
         self.mlp_norm = make_norm()
         self.mlp = layers.GatedMLP(
-            config.embed_dim, config.mlp_dim, activation=config.activation, dropout=config.dropout, key=mlp_key
+            config.embed_dim,
+            config.mlp_dim,
+            activation=config.activation,
+            dropout=config.dropout,
+            key=mlp_key,
         )
         self.config = config
 
@@ -131,7 +135,9 @@ class Stack(nnx.Module):
                 config.num_heads, bidirectional=config.bidirectional, buckets=config.relative_buckets,
                 max_distance=config.relative_max_distance, key=bias_key,
             )  # fmt: skip
-        self.layers = jax.vmap(lambda key: Block(config, key))(jax.random.split(layers_key, config.num_layers))
+        self.layers = jax.vmap(lambda key: Block(config, key))(
+            jax.random.split(layers_key, config.num_layers)
+        )
         self.final_norm = layers.RMSNorm(config.embed_dim, epsilon=config.norm_epsilon)
 
     def bias(self, query_positions_Q: jax.Array, key_positions_K: jax.Array) -> jax.Array | None:

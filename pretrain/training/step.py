@@ -1,5 +1,6 @@
-"""The jitted steps: one update, one evaluation."""
+"""The jitted programs of a run: initialise, update, evaluate."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 
 import jax
@@ -8,8 +9,11 @@ import numpy as np
 import optax
 from flax import nnx
 
+from pretrain.data.vocabulary import token_bytes
 from pretrain.objectives.base import Objective
 from pretrain.parallel import sharding
+from pretrain.run import RunConfig
+from pretrain.training import state
 from pretrain.training.state import Params, TrainState
 
 Batch = Mapping[str, jax.Array]
@@ -17,6 +21,30 @@ Sums = dict[str, jax.Array]
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Sums]]
 EvalStep = Callable[[Params, Batch], Sums]
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """Compiled at their first call, which must be under `sharding.layout(mesh, run.rules)`."""
+
+    init: Callable[[], TrainState]
+    train_step: TrainStep
+    eval_step: EvalStep
+
+    def abstract_state(self) -> TrainState:
+        """Shapes, dtypes and shardings of the state, without making it."""
+        return jax.eval_shape(self.init)
+
+
+def programs(run: RunConfig) -> Programs:
+    """The three programs of `run`. The update donates the state it is given."""
+    graph, optimizer = state.graph(run.model), run.optimizer.build()
+    table = token_bytes(run.vocabulary())
+    return Programs(
+        init=jax.jit(lambda: state.init_state(run.model, optimizer, run.seed)),
+        train_step=jax.jit(make_train_step(graph, run.objective, optimizer, table), donate_argnums=0),
+        eval_step=jax.jit(make_eval_step(graph, run.objective, table)),
+    )
 
 
 def loss_sums(
@@ -37,7 +65,10 @@ def loss_sums(
 
 
 def make_train_step(
-    graph: nnx.GraphDef, objective: Objective, optimizer: optax.GradientTransformation, token_bytes: np.ndarray
+    graph: nnx.GraphDef,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    token_bytes: np.ndarray,
 ) -> TrainStep:
     """(state, batch) -> (state, sums). The gradient is that of the summed loss, divided once by the summed
     weight of the global batch; the sums also hold the `gradient_norm` before clipping."""

@@ -1,0 +1,1 @@
+"""The shipped gin files; a package, so that an installed `pretrain` finds them."""

@@ -1,0 +1,95 @@
+"""What a person sees of a training run: a table, then a bar on a terminal or plain lines elsewhere."""
+
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from pretrain.training.loop import Facts
+
+
+def si(value: float) -> str:
+    """A number people can read.
+
+    >>> si(1234567), si(2.5e13), si(12)
+    ('1.23 M', '25.0 T', '12')
+    """
+    for factor, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= factor:
+            return f"{value / factor:#.3g} {unit}".replace(". ", " ")
+    return f"{value:.3g}"
+
+
+class ConsoleObserver:
+    """Draws the facts, the steps and the evaluations of a run on a console."""
+
+    def __init__(self, console: Console):
+        self._console = console
+        self._bar: Progress | None = None
+        self._steps = 0
+
+    def started(self, facts: Facts) -> None:
+        run, self._steps = facts.run, facts.run.steps
+        table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+        for name, value in (
+            ("task", f"{run.corpus().name}, {run.train_split}, {'packed' if run.pack else 'not packed'}"),
+            ("objective", str(run.objective)),
+            ("model", f"{run.model.family}, {si(facts.parameters)} parameters, {run.model.dtype}"),
+            ("optimizer", f"{type(run.optimizer).__name__}, {run.optimizer.schedule}"),
+            ("devices", f"{facts.device}, mesh {', '.join(f'{k}={v}' for k, v in facts.mesh.items())}"),
+            ("batch", f"{run.batch_size} x {dict(run.lengths)} = {facts.tokens_per_step:,} tokens a step"),
+            ("work", f"{si(facts.flops_per_step)}FLOP a step"),
+            ("steps", f"{facts.first_step:,} to {run.steps:,}, seed {run.seed}"),
+            ("model dir", f"{facts.model_dir} (checkpoint every {run.checkpoint_period:,} steps)"),
+        ):
+            table.add_row(f"[bold]{name}", value)
+        self._console.print(table)
+        if not self._console.is_terminal:
+            return
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("step {task.completed:,}/{task.total:,}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+        )
+        self._task = self._bar.add_task(
+            "train", total=run.steps, completed=facts.first_step, figures="compiling"
+        )
+        self._bar.start()
+
+    def progressed(self, step: int, figures: Mapping[str, float]) -> None:
+        text = f"loss {figures['loss']:.3f}  {si(figures['tokens_per_second'])} tokens/s"
+        if "model_flops_utilisation" in figures:
+            text += f"  {figures['model_flops_utilisation']:.0%} MFU"
+        if self._bar:
+            self._bar.update(self._task, completed=step, figures=text)
+        else:
+            left = (self._steps - step) / figures["steps_per_second"]
+            self._say(f"step {step:,}/{self._steps:,}  {text}  {left:.0f} s left")
+
+    def evaluated(self, step: int, figures: Mapping[str, float]) -> None:
+        shown = ("loss", "accuracy", "bits_per_byte")
+        text = "  ".join(f"{name.replace('_', ' ')} {figures[name]:.3f}" for name in shown if name in figures)
+        self._say(f"step {step:,} held out: {text}")
+
+    def saved(self, step: int) -> None:
+        if not self._bar:
+            self._say(f"step {step:,} checkpoint")
+
+    def stop(self) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, highlight=False)

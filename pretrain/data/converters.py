@@ -1,0 +1,178 @@
+"""From task features to what a model reads: padded or packed rows, shifted inputs, segments, loss weights.
+
+SeqIO's converters leave segment ids and positions out unless they pack, and take an id 0 for padding.
+These always emit both, so attention masks and loss weights follow the segments and never a token's id.
+
+Features of a row, all [length]; int32 but for the float32 weights:
+
+    *_tokens               padded with 0; the decoder's input is its target, shifted right in each segment
+    *_segment_ids          1, 2, ... for the examples in the row; 0 on padding
+    *_positions            from 0 in each segment; 0 on padding
+    decoder_loss_weights   1 where a target counts, else 0
+    decoder_prefix_mask    1 where an input attends in both directions, else 0
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import seqio
+import tensorflow as tf
+
+from pretrain.data import packing
+
+Example = dict[str, tf.Tensor]
+Lengths = Mapping[str, int]
+Specs = Mapping[str, seqio.FeatureConverter.FeatureSpec]
+
+_TOKENS = seqio.FeatureConverter.FeatureSpec(dtype=tf.int32)
+_WEIGHTS = seqio.FeatureConverter.FeatureSpec(dtype=tf.float32)
+
+
+class _SegmentConverter(seqio.FeatureConverter):
+    """What the converters share: rows from `packing`, then one function a row."""
+
+    PACKING_FEATURE_DTYPES: ClassVar[Mapping[str, tf.DType]] = {}
+
+    def __init__(self, pack: bool, open_rows: int = 16):
+        """
+        Args:
+            pack: whole examples share a row, see `packing.pack`; False gives each a row of its own.
+            open_rows: see `packing.pack`.
+        """
+        # `packing` raises at an example that is too long, and its rows have a static length.
+        super().__init__(pack=pack, apply_length_check=False)
+        self._open_rows = open_rows
+
+    def get_model_feature_lengths(self, task_feature_lengths: Lengths) -> Lengths:
+        """The length of each feature of a row."""
+        source = {"encoder": "inputs", "decoder": "targets"}
+        return {name: task_feature_lengths[source[name.partition("_")[0]]] for name in self.MODEL_FEATURES}
+
+    def _convert_features(self, ds: tf.data.Dataset, task_feature_lengths: Lengths) -> tf.data.Dataset:
+        if self.pack:
+            rows = packing.pack(ds, task_feature_lengths, self._open_rows)
+        else:
+            rows = packing.pad(ds, task_feature_lengths)
+        return rows.map(self._convert_row, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+    def _convert_row(self, row: Example) -> Example:
+        raise NotImplementedError
+
+
+class DecoderConverter(_SegmentConverter):
+    """For a decoder alone: every target counts.
+
+    >>> targets = tf.ragged.constant([[3, 0, 1], [4, 1]])
+    >>> dataset = tf.data.Dataset.from_tensor_slices({"targets": targets})
+    >>> for row in DecoderConverter(pack=True)(dataset, {"targets": 6}).as_numpy_iterator():
+    ...     for name in sorted(row):
+    ...         print(f"{name:21}", row[name])
+    decoder_input_tokens  [0 3 0 0 4 0]
+    decoder_loss_weights  [1. 1. 1. 1. 1. 0.]
+    decoder_positions     [0 1 2 0 1 0]
+    decoder_segment_ids   [1 1 1 2 2 0]
+    decoder_target_tokens [3 0 1 4 1 0]
+    """
+
+    TASK_FEATURES: ClassVar[Specs] = {"targets": _TOKENS}
+    MODEL_FEATURES: ClassVar[Specs] = {
+        "decoder_input_tokens": _TOKENS,
+        "decoder_target_tokens": _TOKENS,
+        "decoder_loss_weights": _WEIGHTS,
+        "decoder_segment_ids": _TOKENS,
+        "decoder_positions": _TOKENS,
+    }
+
+    def _convert_row(self, row: Example) -> Example:
+        targets, positions = row["targets"], row["targets_positions"]
+        return {
+            "decoder_input_tokens": tf.where(positions > 0, _shift_right(targets), 0),
+            "decoder_target_tokens": targets,
+            "decoder_loss_weights": tf.cast(row["targets_segment_ids"] > 0, tf.float32),
+            "decoder_segment_ids": row["targets_segment_ids"],
+            "decoder_positions": positions,
+        }
+
+
+class EncoderDecoderConverter(DecoderConverter):
+    """For an encoder and a decoder: the encoder reads the inputs, and every target counts.
+
+    >>> inputs, targets = tf.ragged.constant([[7, 0, 5], [8]]), tf.ragged.constant([[3, 1], [4, 9, 1]])
+    >>> dataset = tf.data.Dataset.from_tensor_slices({"inputs": inputs, "targets": targets})
+    >>> convert = EncoderDecoderConverter(pack=True)
+    >>> for row in convert(dataset, {"inputs": 5, "targets": 6}).as_numpy_iterator():
+    ...     for name in sorted(row):
+    ...         print(f"{name:21}", row[name])
+    decoder_input_tokens  [0 3 0 4 9 0]
+    decoder_loss_weights  [1. 1. 1. 1. 1. 0.]
+    decoder_positions     [0 1 0 1 2 0]
+    decoder_segment_ids   [1 1 2 2 2 0]
+    decoder_target_tokens [3 1 4 9 1 0]
+    encoder_input_tokens  [7 0 5 8 0]
+    encoder_positions     [0 1 2 0 0]
+    encoder_segment_ids   [1 1 1 2 0]
+    """
+
+    TASK_FEATURES: ClassVar[Specs] = {"inputs": _TOKENS, "targets": _TOKENS}
+    MODEL_FEATURES: ClassVar[Specs] = {
+        "encoder_input_tokens": _TOKENS,
+        "encoder_segment_ids": _TOKENS,
+        "encoder_positions": _TOKENS,
+        **DecoderConverter.MODEL_FEATURES,
+    }
+
+    def _convert_row(self, row: Example) -> Example:
+        return {
+            "encoder_input_tokens": row["inputs"],
+            "encoder_segment_ids": row["inputs_segment_ids"],
+            "encoder_positions": row["inputs_positions"],
+            **super()._convert_row(row),
+        }
+
+
+class PrefixDecoderConverter(DecoderConverter):
+    """For a decoder that reads a prefix in both directions: only what follows the prefix counts.
+
+    Its examples have "inputs", the k tokens of the prefix, and "targets", what follows it; both share the
+    row of "targets". The prefix mask covers k + 1 inputs: the start (0) and the prefix. The last of them
+    predicts the first token after the prefix, so no masked input is a token that is to be predicted.
+
+    >>> inputs, targets = tf.ragged.constant([[7, 8], [6]]), tf.ragged.constant([[3, 9, 1], [1]])
+    >>> dataset = tf.data.Dataset.from_tensor_slices({"inputs": inputs, "targets": targets})
+    >>> for row in PrefixDecoderConverter(pack=True)(dataset, {"targets": 8}).as_numpy_iterator():
+    ...     for name in sorted(row):
+    ...         print(f"{name:21}", row[name])
+    decoder_input_tokens  [0 7 8 3 9 0 6 0]
+    decoder_loss_weights  [0. 0. 1. 1. 1. 0. 1. 0.]
+    decoder_positions     [0 1 2 3 4 0 1 0]
+    decoder_prefix_mask   [1 1 1 0 0 1 1 0]
+    decoder_segment_ids   [1 1 1 1 1 2 2 0]
+    decoder_target_tokens [7 8 3 9 1 6 1 0]
+    """
+
+    MODEL_FEATURES: ClassVar[Specs] = {**DecoderConverter.MODEL_FEATURES, "decoder_prefix_mask": _TOKENS}
+
+    def _convert_features(self, ds: tf.data.Dataset, task_feature_lengths: Lengths) -> tf.data.Dataset:
+        def join(example: Example) -> Example:
+            prefix, suffix = example["inputs"], example["targets"]
+            in_prefix = tf.concat([tf.ones_like(prefix), tf.zeros_like(suffix)], axis=0)
+            return {"targets": tf.concat([prefix, suffix], axis=0), "in_prefix": in_prefix}
+
+        # The mark travels as one more feature, so it is packed and padded as the tokens are.
+        lengths = {**task_feature_lengths, "in_prefix": task_feature_lengths["targets"]}
+        joined = ds.map(join, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        return super()._convert_features(joined, lengths)
+
+    def _convert_row(self, row: Example) -> Example:
+        features = super()._convert_row(row)
+        in_prefix, positions = row["in_prefix"], row["targets_positions"]
+        reads_prefix = tf.where(positions > 0, _shift_right(in_prefix), 1)
+        return {
+            **features,
+            "decoder_loss_weights": features["decoder_loss_weights"] * (1.0 - tf.cast(in_prefix, tf.float32)),
+            "decoder_prefix_mask": tf.where(row["targets_segment_ids"] > 0, reads_prefix, 0),
+        }
+
+
+def _shift_right(tokens: tf.Tensor) -> tf.Tensor:
+    return tf.pad(tokens[:-1], [[1, 0]])

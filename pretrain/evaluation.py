@@ -1,0 +1,64 @@
+"""Evaluation: the loss on a split, and what the text itself says a model should beat."""
+
+import itertools
+import math
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from pretrain import metrics, pipeline
+from pretrain.run import RunConfig
+from pretrain.training.state import Params
+from pretrain.training.step import EvalStep
+
+
+def evaluate(
+    run: RunConfig, eval_step: EvalStep, params: Params, mesh: jax.sharding.Mesh, split: str | None = None
+) -> dict[str, float]:
+    """Figures over `run.eval_batches` batches of `split` (None: all of it), the same examples every time."""
+    sums: list[Mapping[str, float]] = []
+    for batch in held_out(run, split):
+        sums.append(eval_step(params, pipeline.to_devices(batch, mesh, run.rules)))
+    return metrics.figures(metrics.add(jax.device_get(sums)))
+
+
+def held_out(run: RunConfig, split: str | None = None):
+    """This process's batches of an evaluation; all processes get as many, the short ones padding."""
+    batches = pipeline.batches(run, split, training=False)
+    first = next(batches)
+    padding = {name: np.zeros_like(value) for name, value in first.items()}
+    stream = itertools.islice(itertools.chain([first], batches), run.eval_batches)
+    while True:
+        batch = next(stream, None)
+        if not _any_process(batch is not None):
+            return
+        yield padding if batch is None else batch
+
+
+def _any_process(flag: bool) -> bool:
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+
+
+def entropies(counts_of_pairs: np.ndarray) -> dict[str, float]:
+    """Bits a byte of the best model that sees nothing (unigram) or the byte before (bigram).
+
+    `counts_of_pairs` int [256, 256] counts (byte before, byte). These are the entropies of the very text they
+    are compared on, which is more than a model that learnt its counts elsewhere could reach.
+
+    >>> counts = np.zeros((256, 256)); counts[0, 1] = counts[1, 0] = 8
+    >>> entropies(counts)
+    {'unigram': 1.0, 'bigram': 0.0}
+    """
+    total = counts_of_pairs.sum()
+    joint, single = _entropy(counts_of_pairs / total), _entropy(counts_of_pairs.sum(0) / total)
+    before = _entropy(counts_of_pairs.sum(1) / total)
+    return {"unigram": single, "bigram": joint - before}
+
+
+def _entropy(probabilities: np.ndarray) -> float:
+    p = probabilities[probabilities > 0]
+    return float(-(p * np.log(p)).sum() / math.log(2))

@@ -1,0 +1,214 @@
+"""What an objective is: how a corpus becomes examples, what a model is fed, and what it is charged for.
+
+A corpus is a SeqIO task that ends where the corpus ends: its examples have "targets", a document's
+tokens without EOS. An objective appends its own preprocessors to it, and EOS where the feature says so:
+
+    corpus (seqio.Task)  --objective.bind-->  BoundTask: cut, corrupt, append EOS   (per example)
+                         --objective.converter-->  rows: pad or pack, shift, mask    (per row)
+                         --objective.loss-->  (sum of losses, sum of weights, ...)   (per batch)
+"""
+
+import abc
+import dataclasses
+import numbers
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import seqio
+import tensorflow as tf
+
+from pretrain.data import seeds
+from pretrain.errors import InputError
+
+Family = Literal["encoder_decoder", "decoder"]
+Preprocessor = Callable[..., tf.data.Dataset]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Objective(abc.ABC):
+    """What to learn from a corpus; its settings are its fields.
+
+    Attributes:
+        join_documents: True puts documents end to end and cuts the stream into full chunks, as T5 and GPT
+            do; False cuts each document on its own and keeps the short pieces, which packing then fills
+            rows with.
+        label_smoothing: probability taken from the target and spread over the vocabulary, in [0, 1).
+        z_loss: weight of the squared log partition function.
+    """
+
+    join_documents: bool = True
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise InputError(f"label_smoothing must be in [0, 1), not {self.label_smoothing}.")
+        if self.z_loss < 0:
+            raise InputError(f"z_loss must not be negative, not {self.z_loss}.")
+
+    @property
+    @abc.abstractmethod
+    def family(self) -> Family:
+        """The kind of model it trains."""
+
+    @property
+    def name(self) -> str:
+        """The class in snake case, such as "span_corruption"."""
+        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(self).__name__).lower()
+
+    @abc.abstractmethod
+    def check(self, lengths: Mapping[str, int], vocabulary: seqio.Vocabulary) -> None:
+        """Raises InputError, with numbers that would do, unless examples fit these row lengths.
+
+        Args:
+            lengths: tokens in a row, by task feature: "targets", and "inputs" where there is an encoder.
+            vocabulary: the corpus's.
+        """
+
+    @abc.abstractmethod
+    def preprocessors(self) -> tuple[Preprocessor, ...]:
+        """Functions (dataset, sequence_length, output_features) -> dataset, to follow the corpus's own."""
+
+    @abc.abstractmethod
+    def output_features(self, corpus_features: Mapping[str, seqio.Feature]) -> dict[str, seqio.Feature]:
+        """The features of the examples it makes of a corpus with these."""
+
+    @abc.abstractmethod
+    def converter(self, pack: bool) -> seqio.FeatureConverter:
+        """Turns its examples into the rows its model reads."""
+
+    def loss(self, model, batch: Mapping[str, Any], key) -> Any:
+        """Cross entropy of the target tokens.
+
+        Args:
+            model: called as model(batch, key), returns logits [batch, length, vocabulary].
+            batch: the converter's features, each [batch, length].
+            key: a PRNG key for dropout, or None.
+
+        Returns:
+            What `pretrain.losses.token_cross_entropy` returns.
+        """
+        from pretrain import losses  # here, because the data side of an objective needs no jax
+
+        return losses.token_cross_entropy(
+            model(batch, key),
+            batch["decoder_target_tokens"],
+            batch["decoder_loss_weights"],
+            label_smoothing=self.label_smoothing,
+            z_loss=self.z_loss,
+        )
+
+    def bind(self, task: seqio.Task | seqio.Mixture) -> seqio.Task | seqio.Mixture:
+        """The task that yields this objective's examples of a corpus, registered nowhere.
+
+        Args:
+            task: a corpus, or a mixture of corpora, whose rates are kept.
+
+        Raises:
+            InputError: `task` is no corpus.
+        """
+        if isinstance(task, seqio.Mixture):
+            return _bind_mixture(self, task)
+        if not isinstance(task, seqio.Task):
+            raise InputError(
+                f"{type(self).__name__} binds a seqio.Task or seqio.Mixture, not {task!r}: "
+                "look a name up with seqio.get_mixture_or_task."
+            )
+        return BoundTask(task, self)
+
+
+def check_lengths(objective: Objective, lengths: Mapping[str, int] | None, **least: int) -> None:
+    """Raises InputError unless `lengths` has exactly the features in `least`, each at least so long."""
+    if lengths is None or set(lengths) != set(least):
+        raise InputError(
+            f"{type(objective).__name__} needs the lengths of {' and '.join(sorted(least))} "
+            f"for the {objective.family} family, not {dict(lengths or {})}."
+        )
+    for feature, length in least.items():
+        if not isinstance(lengths[feature], numbers.Integral) or lengths[feature] < length:
+            raise InputError(
+                f"lengths[{feature!r}] must be a whole number of at least {length} for "
+                f"{type(objective).__name__}, not {lengths[feature]!r}."
+            )
+
+
+class BoundTask(seqio.Task):
+    """A corpus and an objective. It reads the corpus's cache, and its noise differs by data shard.
+
+    It has no metrics: the corpus's describe other targets than these.
+    """
+
+    def __init__(self, corpus: seqio.Task, objective: Objective):
+        _check_corpus(corpus, objective)
+        self.corpus = corpus
+        self.objective = objective
+        super().__init__(
+            name=f"{corpus.name}.{objective.name}",
+            source=corpus.source,
+            output_features=objective.output_features(corpus.output_features),
+            preprocessors=(*corpus.preprocessors, *objective.preprocessors()),
+            shuffle_buffer_size=corpus.shuffle_buffer_size,
+            source_info=corpus.source_info,
+        )
+
+    @property
+    def cache_dir(self) -> str | None:
+        """The corpus's, because SeqIO finds a cache by the task's name."""
+        return self.corpus.cache_dir
+
+    def assert_cached(self) -> None:
+        self.corpus.assert_cached()
+
+    def replace(self, **kwargs) -> "BoundTask":
+        """The same objective bound to `corpus.replace(**kwargs)`."""
+        return BoundTask(self.corpus.replace(**kwargs), self.objective)
+
+    def get_dataset(
+        self,
+        sequence_length: Mapping[str, int] | None = None,
+        split: str = "train",
+        *,
+        seed: int | None = None,
+        shard_info: seqio.ShardInfo | None = None,
+        **kwargs,
+    ) -> tf.data.Dataset:
+        """As `seqio.Task.get_dataset`; `sequence_length` must be given.
+
+        Every shard gets the same `seed`, because SeqIO may shuffle before it shards; what sets the shards'
+        noise apart is the stream.
+        """
+        shard_index = shard_info.index if shard_info else 0
+        with seeds.stream(seed, self.corpus.name, shard_index):
+            return super().get_dataset(sequence_length, split, seed=seed, shard_info=shard_info, **kwargs)
+
+
+def _check_corpus(corpus: seqio.Task, objective: Objective) -> None:
+    if isinstance(corpus, BoundTask):
+        raise InputError(
+            f"Task {corpus.name!r} has an objective already: "
+            f"bind {objective.name} to its corpus, {corpus.corpus.name!r}."
+        )
+    feature = corpus.output_features.get("targets")
+    if feature is None:
+        raise InputError(
+            f"Task {corpus.name!r} has the output features {sorted(corpus.output_features)}, "
+            f"but {objective.name} reads a document from 'targets': add that one."
+        )
+    if feature.dtype != tf.int32 or feature.rank != 1:
+        raise InputError(
+            f"Feature 'targets' of task {corpus.name!r} must be int32 of rank 1, a document's tokens, "
+            f"not {feature.dtype.name} of rank {feature.rank}."
+        )
+
+
+def _bind_mixture(objective: Objective, mixture: seqio.Mixture) -> seqio.Mixture:
+    def rate(bound: seqio.Task) -> float:
+        assert isinstance(bound, BoundTask)
+        return mixture.get_rate(bound.corpus)
+
+    return seqio.Mixture(
+        name=f"{mixture.name}.{objective.name}",
+        tasks=[(BoundTask(task, objective), rate) for task in mixture.tasks],
+        sample_fn=mixture._sample_fn,  # a part of what the rates mean, which SeqIO makes public nowhere
+    )

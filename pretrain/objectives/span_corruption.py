@@ -1,0 +1,196 @@
+"""Span corruption, the objective of T5."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from pretrain.data import noise, seeds
+from pretrain.data.chunks import cut_documents
+from pretrain.data.converters import EncoderDecoderConverter
+from pretrain.data.vocabulary import num_sentinels
+from pretrain.errors import InputError
+from pretrain.objectives.base import Family, Objective, Preprocessor, check_lengths
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpanCorruption(Objective):
+    """Hides random spans of a chunk behind sentinels; the decoder says what was behind each.
+
+    The objective of Raffel et al. 2020 (https://arxiv.org/abs/1910.10683, section 3.1.4), token for token:
+
+        chunk    Thank you for inviting me to your party last week .
+        inputs   Thank you <S0> me to your party <S1> week . EOS
+        targets  <S0> for inviting <S1> last EOS
+
+    Sentinels are the last ids of the vocabulary, <S0> = vocab_size - 1 and downwards; there are
+    `vocabulary.extra_ids` of them. A chunk has as many tokens as fill lengths["inputs"] once corrupted.
+    Unlike T5's own pipeline, this one reads every token of a document and not a random 65,536 of them,
+    and refuses settings that T5 would let run over the sentinels into real vocabulary.
+
+    Examples: {"inputs": int32 [up to lengths["inputs"]], "targets": int32 [up to lengths["targets"]]}.
+
+    Attributes:
+        noise_density: fraction of a chunk's tokens that is hidden, in (0, 1).
+        mean_span_length: mean tokens in a hidden span, at least 1.
+    """
+
+    family: ClassVar[Family] = "encoder_decoder"
+    noise_density: float = 0.15
+    mean_span_length: float = 3.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        density, mean = self.noise_density, self.mean_span_length
+        if not 0 < density < 1:
+            raise InputError(f"SpanCorruption.noise_density must be between 0 and 1, not {density}.")
+        if mean < 1:
+            raise InputError(f"SpanCorruption.mean_span_length must be at least 1, not {mean}.")
+        if density / mean > 1 - density:
+            raise InputError(
+                f"SpanCorruption.noise_density={density} in spans of {mean} tokens makes more spans than it "
+                f"leaves tokens between them: use mean_span_length >= {_ceil(density / (1 - density), 2):g}."
+            )
+
+    def tokens_length(self, inputs_length: int) -> int:
+        """Tokens in a full chunk: as many as fill `inputs_length` once corrupted.
+
+        >>> SpanCorruption().tokens_length(512)
+        568
+        """
+        # T5's own number, but where that rounds differently from the mask and runs over the inputs by one.
+        tokens, _ = noise.span_lengths(inputs_length, self.noise_density, self.mean_span_length)
+        while self.corrupted_lengths(tokens)[0] > inputs_length:
+            tokens -= 1
+        return tokens
+
+    def corrupted_lengths(self, tokens_length: int) -> tuple[int, int]:
+        """(inputs length, targets length) of a chunk of so many tokens, at least 2, each with its EOS.
+
+        >>> SpanCorruption().corrupted_lengths(568)
+        (512, 114)
+        """
+        hidden, spans = self._counts(tokens_length)
+        return tokens_length - hidden + spans + 1, hidden + spans + 1
+
+    def check(self, lengths: Mapping[str, int], vocabulary: seqio.Vocabulary) -> None:
+        check_lengths(self, lengths, inputs=3, targets=3)
+        inputs, sentinels = lengths["inputs"], num_sentinels(vocabulary)
+        tokens = self.tokens_length(inputs)
+        _, targets = self.corrupted_lengths(tokens)
+        if targets > lengths["targets"]:
+            raise InputError(
+                f"lengths['targets'] is {lengths['targets']}, but the {tokens} tokens that SpanCorruption "
+                f"fits into {inputs} inputs have {targets} targets: set it to {targets}."
+            )
+        _, spans = self._counts(tokens)
+        if not sentinels:
+            raise InputError(
+                f"SpanCorruption needs a sentinel for each of the {spans} spans in a chunk, "
+                f"but the vocabulary has none: give it extra_ids={spans}."
+            )
+        if spans > sentinels:
+            most, least = self._most_inputs(tokens, sentinels), self._least_mean(inputs, sentinels)
+            raise InputError(
+                f"SpanCorruption hides {spans} spans in the {tokens} tokens of a chunk, but the vocabulary "
+                f"has {sentinels} sentinels: use lengths['inputs'] <= {most}, mean_span_length >= {least:g}, "
+                f"or extra_ids={spans}."
+            )
+
+    def output_features(self, corpus_features: Mapping[str, seqio.Feature]) -> dict[str, seqio.Feature]:
+        return {"inputs": corpus_features["targets"], "targets": corpus_features["targets"]}
+
+    def preprocessors(self) -> tuple[Preprocessor, ...]:
+        return (self._cut, self._corrupt, seqio.preprocessors.append_eos)
+
+    def converter(self, pack: bool) -> EncoderDecoderConverter:
+        return EncoderDecoderConverter(pack)
+
+    def _cut(self, dataset: tf.data.Dataset, sequence_length, output_features) -> tf.data.Dataset:
+        self.check(sequence_length, output_features["targets"].vocabulary)
+        return cut_documents(dataset, self.tokens_length(sequence_length["inputs"]), self.join_documents)
+
+    def _corrupt(self, dataset: tf.data.Dataset, output_features) -> tf.data.Dataset:
+        vocab_size = output_features["targets"].vocabulary.vocab_size
+
+        def corrupt(chunk: dict[str, tf.Tensor], seed: tf.Tensor) -> dict[str, tf.Tensor]:
+            tokens = chunk["targets"]
+            mask = noise.random_spans_noise_mask(
+                tf.size(tokens), self.noise_density, self.mean_span_length, seed
+            )
+            return {
+                "inputs": noise.noise_span_to_unique_sentinel(tokens, mask, vocab_size),
+                "targets": noise.nonnoise_span_to_unique_sentinel(tokens, mask, vocab_size),
+            }
+
+        seeded = seeds.with_seeds(dataset, num_seeds=2)
+        return seeded.map(corrupt, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+    def _counts(self, tokens_length: int) -> tuple[int, int]:
+        hidden, spans = noise.noise_counts(tokens_length, self.noise_density, self.mean_span_length)
+        return int(hidden), int(spans)
+
+    def _most_inputs(self, tokens_length: int, sentinels: int) -> int:
+        """The longest inputs whose chunks, of at most `tokens_length`, make do with so many sentinels."""
+        tokens = tf.range(2, tokens_length + 1)
+        _, spans = noise.noise_counts(tokens, self.noise_density, self.mean_span_length)
+        return self.corrupted_lengths(int(tf.boolean_mask(tokens, spans <= sentinels)[-1]))[0]
+
+    def _least_mean(self, inputs_length: int, sentinels: int) -> float:
+        """The shortest mean span, in tenths, whose chunks make do with so many sentinels."""
+        hidden, _ = self._counts(self.tokens_length(inputs_length))
+        mean = _ceil(max(self.mean_span_length, hidden / (sentinels + 1)), 1)
+        while True:
+            other = dataclasses.replace(self, mean_span_length=mean)
+            _, spans = other._counts(other.tokens_length(inputs_length))
+            if spans <= sentinels:
+                return mean
+            mean = round(mean + 0.1, 1)
+
+
+def _ceil(value: float, digits: int) -> float:
+    return math.ceil(value * 10**digits) / 10**digits
+
+
+def merge_spans(
+    inputs: np.ndarray, targets: np.ndarray, vocabulary: seqio.Vocabulary
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fills the sentinels of `inputs` with the spans that follow them in `targets`: undoes span corruption.
+
+    What a model predicts may be merged too: a sentinel that the targets do not name becomes an empty span,
+    one they name twice takes its first span, and what they say before any sentinel is left out.
+
+    Args:
+        inputs: integers [n], without padding; one EOS at the very end is left out.
+        targets: integers [m], likewise.
+        vocabulary: of both.
+
+    Returns:
+        (tokens, is_noise): int32 and bool, [length of the text].
+
+    >>> tokens, is_noise = merge_spans(
+    ...     [9, 358, 7, 357, 1], [358, 4, 5, 357, 6, 1], seqio.ByteVocabulary(extra_ids=100))
+    >>> tokens.tolist(), is_noise.astype(int).tolist()
+    ([9, 4, 5, 7, 6], [0, 1, 1, 0, 1])
+    """
+    first_sentinel = vocabulary.vocab_size - num_sentinels(vocabulary)
+
+    def pieces(tokens: np.ndarray) -> list[np.ndarray]:
+        """The piece before any sentinel, then one piece a sentinel, beginning with it."""
+        tokens = np.asarray(tokens, np.int32)
+        if len(tokens) and tokens[-1] == vocabulary.eos_id:
+            tokens = tokens[:-1]
+        return np.split(tokens, np.flatnonzero(tokens >= first_sentinel))
+
+    spans = {piece[0]: piece[1:] for piece in reversed(pieces(targets)[1:])}
+    nothing = np.zeros(0, np.int32)
+    head, *rest = pieces(inputs)
+    parts = [head]
+    for piece in rest:
+        parts += [spans.get(piece[0], nothing), piece[1:]]
+    is_noise = [np.full(len(part), index % 2 == 1) for index, part in enumerate(parts)]
+    return np.concatenate(parts), np.concatenate(is_noise)

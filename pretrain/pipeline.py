@@ -1,0 +1,107 @@
+"""Task x objective -> the batches of this process, and an iterator whose position can be saved.
+
+Every process reads its own share of the data and makes its own rows of the global batch.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from pretrain.errors import InputError
+from pretrain.parallel import sharding
+from pretrain.run import RunConfig
+
+Batch = Mapping[str, np.ndarray]
+
+# TensorFlow only reads data here; left alone it would take all of a GPU's memory.
+tf.config.set_visible_devices([], "GPU")
+
+
+def examples(run: RunConfig, split: str, *, training: bool, shard: seqio.ShardInfo) -> tf.data.Dataset:
+    """Rows of model features: this shard of the split, shuffled and endless when training, else once in order."""
+    bound = run.objective.bind(run.corpus())
+    dataset = bound.get_dataset(
+        sequence_length=dict(run.lengths),
+        split=split,
+        use_cached=run.use_cached,
+        shuffle=training,
+        seed=run.seed,
+        shard_info=shard,
+        num_epochs=None if training else 1,
+        # An in-memory cache would be written into every checkpoint of the iterator.
+        try_in_mem_cache=False,
+        **({"shuffle_buffer_size": run.shuffle_buffer} if isinstance(bound, seqio.Task) else {}),
+    )
+    return run.objective.converter(run.pack)(dataset, task_feature_lengths=dict(run.lengths))
+
+
+def batches(run: RunConfig, split: str | None = None, *, training: bool = True) -> "Batches":
+    """The batches of this process: [batch_size / processes, length] int32 and float32 features."""
+    processes = jax.process_count()
+    shard = seqio.ShardInfo(index=jax.process_index(), num_shards=processes)
+    split = split or (run.train_split if training else run.eval_split)
+    rows = run.batch_size // processes
+    dataset = examples(run, split, training=training, shard=shard).batch(rows, drop_remainder=training)
+    options = tf.data.Options()
+    options.deterministic = True
+    dataset = dataset.prefetch(4).with_options(options)
+    return Batches(dataset, rows, f"split {split!r} of task {run.corpus().name!r}")
+
+
+class Batches(Iterator[Batch]):
+    """An iterator over numpy batches whose position is saved with the checkpoint and restored from it."""
+
+    def __init__(self, dataset: tf.data.Dataset, rows: int, name: str):
+        self._iterator = iter(dataset)
+        self._rows = rows
+        self._name = name
+        self._started = False
+
+    def __next__(self) -> Batch:
+        try:
+            batch = next(self._iterator)
+        except StopIteration:
+            if self._started:
+                raise
+            raise InputError(
+                f"There is not one batch of {self._rows} in {self._name}: it is empty, or too small for "
+                f"RunConfig.batch_size and lengths."
+            ) from None
+        self._started = True
+        return {name: _padded(value.numpy(), self._rows) for name, value in batch.items()}
+
+    def save(self, path: Path) -> None:
+        """Writes the position (TensorFlow's own format, a few files that begin with `path`)."""
+        tf.train.Checkpoint(iterator=self._iterator).write(str(path))
+
+    def restore(self, path: Path) -> None:
+        """Continues where the iterator that wrote `path` stood."""
+        tf.train.Checkpoint(iterator=self._iterator).read(str(path)).assert_consumed()
+        self._started = True
+
+
+def _padded(value: np.ndarray, rows: int) -> np.ndarray:
+    """The last batch of a finite split, filled up with rows of padding, which carry no loss."""
+    missing = rows - value.shape[0]
+    return np.pad(value, ((0, missing), (0, 0))) if missing else value
+
+
+def batch_hash(batch: Batch) -> str:
+    """64 bits that tell batches apart: BLAKE2b over names, shapes and bytes of all features."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name in sorted(batch):
+        value = np.ascontiguousarray(batch[name])
+        digest.update(f"{name}{value.dtype}{value.shape}".encode())
+        digest.update(value.data)
+    return digest.hexdigest()
+
+
+def to_devices(batch: Batch, mesh: jax.sharding.Mesh, rules: sharding.Rules) -> dict[str, jax.Array]:
+    """The global batch, every device holding its rows of what its process read."""
+    layout = sharding.named(mesh, rules, ("batch", "length"))
+    return {name: jax.make_array_from_process_local_data(layout, value) for name, value in batch.items()}

@@ -1,0 +1,137 @@
+"""A run, as one frozen value: everything that decides what is computed."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import seqio
+
+from pretrain.data import vocabulary as vocabularies
+from pretrain.errors import InputError
+from pretrain.models.decoder import DecoderConfig
+from pretrain.models.encoder_decoder import EncoderDecoderConfig
+from pretrain.objectives.base import Objective
+from pretrain.optim import Optimizer
+from pretrain.parallel.mesh import MeshConfig
+from pretrain.parallel.sharding import Rules
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What to train on what, and how. Built by `config.load` from a gin file.
+
+    task: a SeqIO Task or Mixture, or the name of a registered one; it knows no objective.
+    lengths: tokens of each feature of an example, such as {"inputs": 512, "targets": 114}.
+    batch_size: examples a step, over all devices and processes.
+    pack: several short examples to a row, kept apart by segment ids.
+    use_cached: read the task's SeqIO cache instead of tokenizing on the fly.
+    shuffle_buffer: examples held back to shuffle; part of every checkpoint, so exact but not free.
+    eval_batches: batches of `eval_split` an evaluation reads; None reads it whole.
+    keep_checkpoints: the newest so many stay, and every multiple of `keep_period` steps for ever.
+    peak_flops: floating point operations a second of one device, for model FLOPs utilisation, where
+        the device is not in the table of `training/hardware.py`.
+    """
+
+    task: str | seqio.Task | seqio.Mixture
+    objective: Objective
+    model: EncoderDecoderConfig | DecoderConfig
+    optimizer: Optimizer
+    lengths: Mapping[str, int]
+    steps: int
+    batch_size: int
+    seed: int = 0
+    pack: bool = False
+    use_cached: bool = False
+    shuffle_buffer: int = 1000
+    train_split: str = "train"
+    eval_split: str = "validation"
+    eval_period: int = 1000
+    eval_batches: int | None = 50
+    checkpoint_period: int = 1000
+    keep_checkpoints: int = 3
+    keep_period: int | None = None
+    log_period: int = 50
+    mesh: MeshConfig = MeshConfig()
+    rules: Rules = Rules()
+    peak_flops: float | None = None
+
+    def __post_init__(self):
+        positive = ("steps", "batch_size", "shuffle_buffer", "eval_period", "checkpoint_period")
+        for name in (*positive, "keep_checkpoints", "log_period"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise InputError(f"RunConfig.{name} is {value!r}; give a whole number of at least 1.")
+        for name in ("eval_batches", "keep_period"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise InputError(
+                    f"RunConfig.{name} is {value!r}; give a whole number of at least 1, or None."
+                )
+        if not isinstance(self.seed, int):
+            raise InputError(f"RunConfig.seed is {self.seed!r}; give a whole number.")
+        for name, kinds in (
+            ("task", (str, seqio.Task, seqio.Mixture)),
+            ("objective", (Objective,)),
+            ("model", (EncoderDecoderConfig, DecoderConfig)),
+            ("optimizer", (Optimizer,)),
+            ("lengths", (Mapping,)),
+            ("mesh", (MeshConfig,)),
+            ("rules", (Rules,)),
+        ):
+            if not isinstance(getattr(self, name), kinds):
+                raise InputError(
+                    f"RunConfig.{name} is {getattr(self, name)!r}; "
+                    f"give a {' or '.join(kind.__name__ for kind in kinds)} (in gin: @module.Name())."
+                )
+        if self.objective.family != self.model.family:
+            raise InputError(
+                f"{type(self.objective).__name__} trains the {self.objective.family} family, but RunConfig.model "
+                f"is of the {self.model.family} family; choose a model from gin_configs/models that fits."
+            )
+
+    def corpus(self) -> seqio.Task | seqio.Mixture:
+        """The task before any objective, looked up if it was given by name."""
+        if not isinstance(self.task, str):
+            return self.task
+        try:
+            return seqio.get_mixture_or_task(self.task)
+        except ValueError:
+            known = sorted({*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()})
+            raise InputError(
+                f"RunConfig.task names {self.task!r}, which no imported module registers; known are "
+                f"{', '.join(known) or 'none'}. Import the module that adds it in the gin file."
+            ) from None
+
+    def vocabulary(self) -> seqio.Vocabulary:
+        """The vocabulary of the targets, which is that of the model."""
+        return self.corpus().output_features["targets"].vocabulary
+
+    def check(self) -> None:
+        """Everything that can be refused before data or devices are touched. Raises InputError."""
+        vocabulary = self.vocabulary()
+        if vocabulary.vocab_size > self.model.vocab_size:
+            raise InputError(
+                f"The vocabulary has {vocabulary.vocab_size} ids ({vocabularies.num_sentinels(vocabulary)} of "
+                f"them sentinels) but the model has room for {self.model.vocab_size}; set its vocab_size to "
+                f"{-(-vocabulary.vocab_size // 128) * 128}."
+            )
+        corpus = self.corpus()
+        for split in (self.train_split, self.eval_split):
+            if split not in corpus.splits:
+                raise InputError(
+                    f"Task {corpus.name!r} has no split {split!r}; it has {', '.join(corpus.splits)}."
+                )
+        self.objective.check(self.lengths, vocabulary)
+
+    def check_batch(self, axis_sizes: Mapping[str, int], num_processes: int) -> None:
+        """Raises InputError if the batch cannot be cut evenly over the mesh."""
+        axes = self.rules.batch
+        axes = (axes,) if isinstance(axes, str) else axes or ()
+        shares = 1
+        for axis in axes:
+            shares *= axis_sizes[axis]
+        needed = max(shares, num_processes)
+        if self.batch_size % needed:
+            raise InputError(
+                f"RunConfig.batch_size={self.batch_size} does not divide into the {needed} shares of the mesh "
+                f"({', '.join(f'{axis}={axis_sizes[axis]}' for axis in axes)}); use a multiple of {needed}."
+            )

@@ -1,0 +1,81 @@
+"""The files of a model dir that people and tools read: metrics.jsonl, ledger.jsonl, tensorboard/."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import tensorflow as tf
+
+
+class Lines:
+    """An append-only .jsonl file of objects that have a `step`."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._file: TextIO | None = None
+
+    def rewind(self, step: int) -> None:
+        """Drops the lines after `step`, which a resumed run will write again; a line cut short goes too."""
+        if not self.path.exists():
+            return
+        kept = [line for line in self.path.read_text().splitlines() if _step(line) <= step]
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(f"{line}\n" for line in kept))
+        temporary.replace(self.path)
+
+    def write(self, step: int, **fields: Any) -> None:
+        if self._file is None:
+            self._file = self.path.open("a")
+        self._file.write(json.dumps({"step": step, **fields}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        if self._file:
+            self._file.close()
+
+
+def _step(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except json.JSONDecodeError:
+        return math.inf
+
+
+class Records:
+    """Writes a run's metrics, ledger and TensorBoard events; `writes` is False on all processes but one."""
+
+    def __init__(self, model_dir: Path, *, resumed_from: int, writes: bool):
+        self._writes = writes
+        self._metrics = Lines(model_dir / "metrics.jsonl")
+        self._ledger = Lines(model_dir / "ledger.jsonl")
+        if writes:
+            self._metrics.rewind(resumed_from)
+            self._ledger.rewind(resumed_from)
+            self._board = tf.summary.create_file_writer(str(model_dir / "tensorboard"))
+
+    def metrics(self, step: int, kind: str, figures: Mapping[str, float]) -> None:
+        """One line of kind "train" or "eval", and the same figures to TensorBoard as kind/name."""
+        if not self._writes:
+            return
+        self._metrics.write(step, kind=kind, **figures)
+        with self._board.as_default(step=step):
+            for name, value in figures.items():
+                tf.summary.scalar(f"{kind}/{name}", value)
+
+    def event(self, step: int, event: str, **fields: Any) -> None:
+        """Something that happened to the run: started, resumed, stopped, failed."""
+        if self._writes:
+            self._metrics.write(step, kind="event", event=event, **fields)
+
+    def ledger(self, step: int, batch_hash: str) -> None:
+        """What was fed to `step`: lets two runs be compared batch for batch."""
+        if self._writes:
+            self._ledger.write(step, batch_hash=batch_hash)
+
+    def close(self) -> None:
+        if self._writes:
+            self._metrics.close()
+            self._ledger.close()
+            self._board.close()

@@ -1,0 +1,63 @@
+"""Every test runs on 8 simulated CPU devices, so that sharded and plain programs meet in one process."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+# Most of a small test is XLA compiling; what it computes does not need to be fast.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_platforms", "cpu")
+
+VOCAB, BATCH, INPUTS, TARGETS = 64, 8, 24, 16
+
+
+def _tiny_config(family: str, **changes):
+    """A model of a few thousand parameters; heads, mlp and vocabulary divide by 4."""
+    from pretrain.models.decoder import DecoderConfig
+    from pretrain.models.encoder_decoder import EncoderDecoderConfig
+
+    sizes = {"vocab_size": VOCAB, "embed_dim": 32, "num_heads": 4, "head_dim": 8, "mlp_dim": 64}
+    if family == "decoder":
+        return DecoderConfig(**{**sizes, "num_layers": 2, "num_kv_heads": 2, **changes})
+    return EncoderDecoderConfig(**{**sizes, "encoder_layers": 2, "decoder_layers": 3, **changes})
+
+
+def _rows(rng: np.random.RandomState, name: str, length: int, segments: list[int]) -> dict[str, np.ndarray]:
+    """Tokens, segment ids and positions [BATCH, length]: segments of these lengths, then padding."""
+    ids = np.repeat(np.arange(1, len(segments) + 1), segments)
+    position = np.concatenate([np.arange(n) for n in segments])
+    padding = (0, length - len(ids))
+    return {
+        f"{name}_input_tokens": rng.randint(3, VOCAB, (BATCH, length)).astype(np.int32),
+        f"{name}_segment_ids": np.tile(np.pad(ids, padding), (BATCH, 1)).astype(np.int32),
+        f"{name}_positions": np.tile(np.pad(position, padding), (BATCH, 1)).astype(np.int32),
+    }
+
+
+def _token_batch(family: str, seed: int = 0, packed: bool = False) -> dict[str, np.ndarray]:
+    """Random tokens with every feature of the family; packed rows hold two segments and some padding."""
+    rng = np.random.RandomState(seed)
+    batch = _rows(rng, "decoder", TARGETS, [7, 6] if packed else [TARGETS])
+    batch["decoder_target_tokens"] = rng.randint(3, VOCAB, (BATCH, TARGETS)).astype(np.int32)
+    batch["decoder_loss_weights"] = (batch["decoder_segment_ids"] > 0).astype(np.float32)
+    if family == "encoder_decoder":
+        batch |= _rows(rng, "encoder", INPUTS, [10, 11] if packed else [INPUTS])
+    return batch
+
+
+@pytest.fixture
+def tiny_config():
+    return _tiny_config
+
+
+@pytest.fixture
+def token_batch():
+    return _token_batch

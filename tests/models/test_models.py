@@ -1,0 +1,157 @@
+"""Properties of the families: remat and meshes change nothing, the cache equals the full pass."""
+
+import contextlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from pretrain import losses
+from pretrain.errors import InputError
+from pretrain.parallel import sharding
+from pretrain.parallel.mesh import MeshConfig
+from pretrain.training import state
+
+FAMILIES = ["decoder", "encoder_decoder"]
+MESHES = [
+    {"data": 8}, {"data": 1, "fsdp": 8}, {"data": 4, "tensor": 2}, {"data": 2, "fsdp": 2, "tensor": 2},
+]  # fmt: skip
+
+
+def loss_and_gradients(config, batch, mesh_config=None, seed=0):
+    rules = sharding.Rules()
+    mesh = mesh_config and mesh_config.build()
+    with sharding.layout(mesh, rules) if mesh else contextlib.nullcontext():
+        graph = state.graph(config)
+
+        def loss(params, batch, key):
+            logits = nnx.merge(graph, params)(batch, key)
+            sums = losses.token_cross_entropy(
+                logits, batch["decoder_target_tokens"], batch["decoder_loss_weights"], z_loss=1e-4
+            )
+            return sums.loss / sums.weight
+
+        params = jax.jit(lambda: state.init_params(config, seed))()
+        if mesh:
+            batch = jax.device_put(batch, sharding.named(mesh, rules, ("batch", "length")))
+        key = jax.random.key(7) if config.dropout else None
+        return jax.device_get((params, *jax.jit(jax.value_and_grad(loss))(params, batch, key)))
+
+
+@pytest.mark.parametrize("sizes", MESHES, ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_device_equals_eight(family, sizes, tiny_config, token_batch):
+    config, batch = tiny_config(family, dropout=0.1), token_batch(family, packed=True)
+    params, loss, gradients = loss_and_gradients(config, batch)
+    params_8, loss_8, gradients_8 = loss_and_gradients(config, batch, MeshConfig(**sizes))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), params, params_8)
+    np.testing.assert_allclose(loss, loss_8, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradients, gradients_8)
+
+
+@pytest.mark.parametrize("remat", ["full", "dots"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_remat_equals_no_remat(family, remat, tiny_config, token_batch):
+    batch = token_batch(family)
+    kept = loss_and_gradients(tiny_config(family, dropout=0.1), batch)
+    again = loss_and_gradients(tiny_config(family, dropout=0.1, remat=remat), batch)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), kept, again)
+
+
+def test_remat_computes_again(tiny_config, token_batch):
+    """The policy reaches the program: without it nothing is marked for recomputation."""
+    batch = token_batch("decoder")
+
+    def marked(remat: str) -> bool:
+        config = tiny_config("decoder", remat=remat)
+        graph, params = state.graph(config), jax.eval_shape(lambda: state.init_params(config, 0))
+        return "remat" in str(jax.make_jaxpr(lambda p: nnx.merge(graph, p)(batch))(params))
+
+    assert marked("full") and marked("dots") and not marked("none")
+
+
+def test_dropout_needs_a_key_and_depends_on_it(tiny_config, token_batch):
+    config, batch = tiny_config("encoder_decoder", dropout=0.3), token_batch("encoder_decoder")
+    model = nnx.merge(state.graph(config), state.init_params(config, 0))
+    plain = model(batch)
+    np.testing.assert_array_equal(plain, model(batch))
+    one, two = model(batch, jax.random.key(1)), model(batch, jax.random.key(2))
+    np.testing.assert_array_equal(one, model(batch, jax.random.key(1)))
+    assert not np.allclose(one, two) and not np.allclose(one, plain)
+
+
+def test_decoder_cache_equals_the_full_pass(tiny_config, token_batch):
+    config, batch = tiny_config("decoder"), token_batch("decoder")
+    model = nnx.merge(state.graph(config), state.init_params(config, 0))
+    full = model(batch)
+    tokens = batch["decoder_input_tokens"]
+    B, L = tokens.shape
+    cache = model.empty_cache(B, L)
+    slots = jnp.arange(L)
+    for start, length in ((0, 5), (5, 1), (6, 1), (7, 9)):
+        positions = jnp.broadcast_to(start + jnp.arange(length), (B, length))
+        seen = jnp.broadcast_to(slots[None, None, :] <= positions[:, :, None], (B, length, L))
+        logits, cache = model.extend(tokens[:, start : start + length], cache, start, seen, positions)
+        np.testing.assert_allclose(logits, full[:, start : start + length], rtol=2e-5, atol=2e-5)
+
+
+def test_encoder_decoder_cache_equals_the_full_pass(tiny_config, token_batch):
+    config, batch = tiny_config("encoder_decoder"), token_batch("encoder_decoder")
+    batch["encoder_segment_ids"][:, 20:] = 0  # padding that nothing may see
+    model = nnx.merge(state.graph(config), state.init_params(config, 0))
+    full = model(batch)
+    encoded, tokens = model.encode(batch), batch["decoder_input_tokens"]
+    cache = model.empty_cache(*tokens.shape)
+    for t in range(tokens.shape[1]):
+        logits, cache = model.extend(tokens[:, t : t + 1], encoded, batch["encoder_segment_ids"], cache, t)
+        np.testing.assert_allclose(logits[:, 0], full[:, t], rtol=2e-5, atol=2e-5)
+
+
+def test_bfloat16_computes_low_and_keeps_float32_parameters(tiny_config, token_batch):
+    for family in FAMILIES:
+        config = tiny_config(family, dtype="bfloat16")
+        params = state.init_params(config, 0)
+        assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+        low = nnx.merge(state.graph(config), params)(token_batch(family))
+        high = nnx.merge(state.graph(tiny_config(family)), params)(token_batch(family))
+        assert low.dtype == jnp.float32
+        assert 1e-4 < np.abs(low - high).max() < 0.3
+
+
+def test_grouped_heads_equal_repeated_ones(tiny_config, token_batch):
+    """2 key heads for 4 query heads is 4 key heads of which pairs are equal."""
+    batch = token_batch("decoder")
+    grouped, plain = tiny_config("decoder", num_kv_heads=2), tiny_config("decoder", num_kv_heads=4)
+    params = state.init_params(grouped, 0)
+
+    def repeat(weight):
+        layers, dim, _ = weight.shape
+        return jnp.repeat(weight.reshape(layers, dim, 2, 8), 2, axis=2).reshape(layers, dim, 32)
+
+    wide = jax.tree.map(lambda x: x, params)
+    attention = wide["stack"]["layers"]["attention"]
+    attention["key"], attention["value"] = repeat(attention["key"]), repeat(attention["value"])
+    np.testing.assert_allclose(
+        nnx.merge(state.graph(grouped), params)(batch), nnx.merge(state.graph(plain), wide)(batch), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_flops_are_those_xla_counts(family, tiny_config, token_batch):
+    """One layer a stack, so that the scan's body, which XLA counts once, is all there is."""
+    layers = {"num_layers": 1} if family == "decoder" else {"encoder_layers": 1, "decoder_layers": 1}
+    config = tiny_config(family, embed_dim=128, head_dim=32, mlp_dim=256, vocab_size=512, **layers)
+    batch, graph = token_batch(family), state.graph(config)
+    params = jax.eval_shape(lambda: state.init_params(config, 0))
+    program = jax.jit(lambda p: nnx.merge(graph, p)(batch)).lower(params).compile()
+    counted = program.cost_analysis()["flops"] / 8
+    assert config.flops({"inputs": 24, "targets": 16}) == pytest.approx(counted, rel=0.05)
+
+
+def test_what_a_model_cannot_be_is_refused(tiny_config):
+    with pytest.raises(InputError, match="remat='some' is not one of none, full, dots"):
+        tiny_config("decoder", remat="some").stack  # noqa: B018
+    with pytest.raises(InputError, match="num_heads=4 is not a multiple of num_kv_heads=3"):
+        tiny_config("decoder", num_kv_heads=3).stack  # noqa: B018
