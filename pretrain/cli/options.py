@@ -1,16 +1,18 @@
 """What several commands share: gin bindings, model dirs."""
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from pretrain.cli.quiet import quiet_logs
 from pretrain.errors import InputError
 
 if TYPE_CHECKING:
     from pretrain.run import RunConfig
+
+__all__ = ["GIN_CONTEXT", "bindings", "gin_arguments", "model_dir_run", "quiet_logs"]
 
 GIN_CONTEXT = {"ignore_unknown_options": True, "allow_extra_args": True}
 
@@ -52,12 +54,3 @@ def model_dir_run(model_dir: Path, flags: tuple[str, ...] = ()) -> "RunConfig":
             f"{model_dir} is not a model dir: it has no {config.FILE}. Give the --model-dir of a `pretrain train`."
         )
     return config.load(path, bindings(flags))
-
-
-def quiet_logs() -> None:
-    """Libraries speak when something is wrong, not to tell that it is not."""
-    for name in ("absl", "orbax", "jax", "tensorflow", "tensorflow_datasets"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    import absl.logging
-
-    absl.logging.set_verbosity(absl.logging.ERROR)

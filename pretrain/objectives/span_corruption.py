@@ -87,14 +87,14 @@ class SpanCorruption(Objective):
                 f"lengths['targets'] is {lengths['targets']}, but the {tokens} tokens that SpanCorruption "
                 f"fits into {inputs} inputs have {targets} targets: set it to {targets}."
             )
-        _, spans = self._counts(tokens)
+        spans = self._spans(inputs)
         if not sentinels:
             raise InputError(
                 f"SpanCorruption needs a sentinel for each of the {spans} spans in a chunk, "
                 f"but the vocabulary has none: give it extra_ids={spans}."
             )
         if spans > sentinels:
-            most, least = self._most_inputs(tokens, sentinels), self._least_mean(inputs, sentinels)
+            most, least = self._most_inputs(inputs, sentinels), self._least_mean(inputs, sentinels)
             raise InputError(
                 f"SpanCorruption hides {spans} spans in the {tokens} tokens of a chunk, but the vocabulary "
                 f"has {sentinels} sentinels: use lengths['inputs'] <= {most}, mean_span_length >= {least:g}, "
@@ -134,22 +134,27 @@ class SpanCorruption(Objective):
         hidden, spans = noise.noise_counts(tokens_length, self.noise_density, self.mean_span_length)
         return int(hidden), int(spans)
 
-    def _most_inputs(self, tokens_length: int, sentinels: int) -> int:
-        """The longest inputs whose chunks, of at most `tokens_length`, make do with so many sentinels."""
-        tokens = tf.range(2, tokens_length + 1)
+    def _spans(self, inputs_length: int) -> int:
+        """Spans in a full chunk."""
+        return self._counts(self.tokens_length(inputs_length))[1]
+
+    def _most_inputs(self, inputs_length: int, sentinels: int) -> int:
+        """The longest inputs, shorter than these, whose chunks make do with so many sentinels."""
+        tokens = tf.range(2, self.tokens_length(inputs_length))
         _, spans = noise.noise_counts(tokens, self.noise_density, self.mean_span_length)
-        return self.corrupted_lengths(int(tf.boolean_mask(tokens, spans <= sentinels)[-1]))[0]
+        most, _ = self.corrupted_lengths(int(tf.boolean_mask(tokens, spans <= sentinels)[-1]))
+        # At density 0.5 T5 takes a token less, and somewhat longer inputs may do.
+        while self._spans(most + 1) <= sentinels:
+            most += 1
+        return most
 
     def _least_mean(self, inputs_length: int, sentinels: int) -> float:
         """The shortest mean span, in tenths, whose chunks make do with so many sentinels."""
         hidden, _ = self._counts(self.tokens_length(inputs_length))
         mean = _ceil(max(self.mean_span_length, hidden / (sentinels + 1)), 1)
-        while True:
-            other = dataclasses.replace(self, mean_span_length=mean)
-            _, spans = other._counts(other.tokens_length(inputs_length))
-            if spans <= sentinels:
-                return mean
+        while dataclasses.replace(self, mean_span_length=mean)._spans(inputs_length) > sentinels:
             mean = round(mean + 0.1, 1)
+        return mean
 
 
 def _ceil(value: float, digits: int) -> float:

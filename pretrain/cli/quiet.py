@@ -1,0 +1,38 @@
+"""TensorFlow without its start-up chatter, which no log level turns off."""
+
+import logging
+import os
+import sys
+import tempfile
+
+
+def import_tensorflow() -> None:
+    """Imports TensorFlow with the process's stderr kept aside; shows it only if the import fails.
+
+    The chatter is written by C++ code before any setting is read, so it is caught at the file descriptor.
+    """
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as aside:
+        os.dup2(aside.fileno(), 2)
+        try:
+            import tensorflow as tf
+
+            tf.config.set_visible_devices([], "GPU")  # it reads data here; left alone it takes all GPU memory
+        except BaseException:
+            aside.seek(0)
+            os.write(stderr, aside.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+
+
+def quiet_logs() -> None:
+    """Libraries speak when something is wrong, not to tell that it is not."""
+    import_tensorflow()
+    import absl.logging
+
+    absl.logging.set_verbosity(absl.logging.ERROR)
+    for name in ("absl", "orbax", "jax", "tensorflow", "tensorflow_datasets"):
+        logging.getLogger(name).setLevel(logging.ERROR)
