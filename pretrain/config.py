@@ -5,10 +5,12 @@ nothing in the code is decorated. Gin's global state lives for the length of `lo
 """
 
 import ast
+import contextlib
 import difflib
+import logging
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import gin
@@ -62,7 +64,8 @@ def load_with_text(path: str | Path, bindings: Sequence[str] = ()) -> tuple[RunC
     _allow_imports_from(Path.cwd())
     gin.clear_config()
     try:
-        gin.parse_config_file(str(path), skip_unknown=False)
+        with _gin_quiet():
+            gin.parse_config_file(str(path), skip_unknown=False)
         gin.parse_config([_binding(text, path) for text in bindings])
         run = _build(path)
         return run, gin.operative_config_str()
@@ -86,6 +89,16 @@ def _build(path: Path) -> RunConfig:
             f"{path} sets no RunConfig; a run file begins with `from pretrain import run` and sets run.RunConfig."
         ) from None
     return configurable()
+
+
+@contextlib.contextmanager
+def _gin_quiet() -> Iterator[None]:
+    """Gin logs an error for each place where an included file is not, also when it finds the file later."""
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _allow_imports_from(directory: Path) -> None:

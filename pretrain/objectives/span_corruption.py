@@ -29,8 +29,9 @@ class SpanCorruption(Objective):
 
     Sentinels are the last ids of the vocabulary, <S0> = vocab_size - 1 and downwards; there are
     `vocabulary.extra_ids` of them. A chunk has as many tokens as fill lengths["inputs"] once corrupted.
-    Unlike T5's own pipeline, this one reads every token of a document and not a random 65,536 of them,
-    and refuses settings that T5 would let run over the sentinels into real vocabulary.
+    As in T5, a chunk ends in noise, so one too short for two spans always hides its end. Unlike T5's
+    pipeline, this one reads every token of a document and not a random 65,536 of them, and refuses
+    settings that would run over the sentinels into real vocabulary.
 
     Examples: {"inputs": int32 [up to lengths["inputs"]], "targets": int32 [up to lengths["targets"]]}.
 

@@ -83,7 +83,7 @@ def make_train_step(
         gradients, sums = jax.grad(loss, has_aux=True)(state.params)
         scale = 1.0 / jnp.maximum(sums["weight"], 1.0)
         gradients = jax.tree.map(lambda g: g * scale, gradients)
-        sums["gradient_norm"] = optax.global_norm(gradients)
+        sums["gradient_norm"] = optax.tree.norm(gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt_state, state.key), sums

@@ -1,0 +1,47 @@
+import pytest
+
+from pretrain.errors import InputError
+from pretrain.parallel import sharding
+from pretrain.parallel.mesh import MeshConfig
+
+
+def test_the_free_axis_takes_the_rest():
+    assert MeshConfig(data=-1, tensor=2).sizes(8) == {"data": 4, "fsdp": 1, "tensor": 2}
+    assert dict(MeshConfig(data=2, fsdp=-1).build().shape) == {"data": 2, "fsdp": 4, "tensor": 1}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"data": 3}, "needs 3 devices but there are 8"),
+        ({"data": -1, "tensor": 3}, "needs a multiple of 3 devices but there are 8"),
+        ({"data": 16}, "needs 16 devices but there are 8"),
+        ({"data": -1, "fsdp": -1}, "at most one may be -1"),
+        ({"data": 0}, "must be a positive number"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_is_refused(sizes, message):
+    with pytest.raises(InputError, match=message):
+        MeshConfig(**sizes).build()
+
+
+def test_a_mesh_axis_serves_the_first_dimension_that_asks():
+    rules = sharding.Rules()
+    assert rules.spec(("batch", "length", "embed")) == sharding.PartitionSpec(("data", "fsdp"), None, None)
+    assert rules.spec(("embed", "mlp")) == sharding.PartitionSpec("fsdp", "tensor")
+    assert sharding.Rules(mlp="fsdp").spec(("embed", "mlp")) == sharding.PartitionSpec("fsdp", None)
+
+
+def test_a_rule_for_an_axis_the_mesh_lacks_is_refused():
+    rules = sharding.Rules(mlp="model")
+    with (
+        pytest.raises(InputError, match="Rules.mlp names mesh axis 'model'; the mesh has data, fsdp, tensor"),
+        sharding.layout(MeshConfig().build(), rules),
+    ):
+        pass
+
+
+def test_a_layout_ends_with_its_context():
+    with sharding.layout(MeshConfig().build(), sharding.Rules()):
+        assert sharding.spec(("embed",)) == sharding.PartitionSpec("fsdp")
+    assert sharding.spec(("embed",)) is None
