@@ -9,6 +9,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from pretrain import metrics, pipeline
+from pretrain.data import rows
+from pretrain.data import vocabulary as vocabularies
 from pretrain.run import RunConfig
 from pretrain.training.state import Params
 from pretrain.training.step import EvalStep
@@ -43,6 +45,20 @@ def _any_process(flag: bool) -> bool:
     return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
+def text_entropies(run: RunConfig) -> dict[str, float]:
+    """The entropies of the very text an evaluation reads, its targets put back into its inputs."""
+    vocabulary = run.vocabulary()
+    counts = np.zeros((256, 256), np.int64)
+    for batch in held_out(run):
+        for example in rows.examples(batch):
+            ids = run.objective.complete(example.get("inputs", ()), example["targets"], vocabulary)
+            text = np.frombuffer(vocabularies.readable(ids, vocabulary).encode(), np.uint8)
+            np.add.at(counts, (text[:-1], text[1:]), 1)
+    if jax.process_count() > 1:
+        counts = multihost_utils.process_allgather(counts).sum(0)
+    return entropies(counts)
+
+
 def entropies(counts_of_pairs: np.ndarray) -> dict[str, float]:
     """Bits a byte of the best model that sees nothing (unigram) or the byte before (bigram).
 
@@ -51,12 +67,12 @@ def entropies(counts_of_pairs: np.ndarray) -> dict[str, float]:
 
     >>> counts = np.zeros((256, 256)); counts[0, 1] = counts[1, 0] = 8
     >>> entropies(counts)
-    {'unigram': 1.0, 'bigram': 0.0}
+    {'unigram_bits_per_byte': 1.0, 'bigram_bits_per_byte': 0.0}
     """
     total = counts_of_pairs.sum()
     joint, single = _entropy(counts_of_pairs / total), _entropy(counts_of_pairs.sum(0) / total)
     before = _entropy(counts_of_pairs.sum(1) / total)
-    return {"unigram": single, "bigram": joint - before}
+    return {"unigram_bits_per_byte": single, "bigram_bits_per_byte": joint - before}
 
 
 def _entropy(probabilities: np.ndarray) -> float:

@@ -70,7 +70,7 @@ def noise_counts(
     [85, 28]
     """
     length = tf.maximum(length, 2)
-    noise = tf.cast(tf.round(tf.cast(length, tf.float64) * noise_density), tf.int32)
+    noise = tf.cast(tf.round(tf.cast(length, tf.float32) * noise_density), tf.int32)
     noise = tf.clip_by_value(noise, 1, length - 1)
     spans = tf.cast(tf.round(tf.cast(noise, tf.float32) / mean_span_length), tf.int32)
     return noise, tf.clip_by_value(spans, 1, length - noise)

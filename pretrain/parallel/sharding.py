@@ -10,6 +10,7 @@ import contextlib
 import contextvars
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -90,6 +91,17 @@ def spec(axes: Sequence[str | None]) -> PartitionSpec | None:
 def named(mesh: jax.sharding.Mesh, rules: Rules, axes: Sequence[str | None]) -> NamedSharding:
     """The sharding of an array that lives outside a traced program, such as a batch."""
     return NamedSharding(mesh, rules.spec(axes))
+
+
+def concrete(abstract: Any) -> Any:
+    """The shapes that `jax.eval_shape` gives, on the devices of the current mesh rather than on no devices."""
+    mesh = jax.sharding.get_mesh()
+
+    def place(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        spec = leaf.sharding.spec if leaf.sharding else PartitionSpec()
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
+
+    return jax.tree.map(place, abstract)
 
 
 def normal(key: jax.Array, shape: Sequence[int], axes: Sequence[str], stddev: float) -> jax.Array:

@@ -33,7 +33,7 @@ class Programs:
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the state, without making it."""
-        return jax.eval_shape(self.init)
+        return sharding.concrete(jax.eval_shape(self.init))
 
 
 def programs(run: RunConfig) -> Programs:

@@ -1,0 +1,53 @@
+"""pretrain evaluate"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import click
+
+from pretrain.cli import options
+
+
+@click.command("evaluate", context_settings=options.GIN_CONTEXT)
+@click.argument("model_dir", type=click.Path(path_type=Path))
+@click.option("--split", help="Split to read.  [default: the run's eval_split]")
+@click.option("--step", type=int, help="Checkpoint to use.  [default: the newest]")
+@click.option("--batches", type=click.IntRange(min=1), help="Batches to read.  [default: the run's eval_batches]")
+@click.option("--examples", type=click.IntRange(min=0), default=0, help="Also show the model's fill of so many.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+@options.gin_arguments
+def command(
+    model_dir: Path, split: str | None, step: int | None, batches: int | None, examples: int,
+    as_json: bool, gin_flags: tuple[str, ...],
+) -> None:  # fmt: skip
+    """Loss, accuracy, perplexity and bits per byte of the model in MODEL_DIR on a split.
+
+    Beside them, what the same text's own byte statistics reach: the entropy of its bytes (unigram) and of
+    its bytes given the one before (bigram).
+
+    \b
+    Example:
+      pretrain evaluate /tmp/quickstart --split test --examples 3
+    """
+    options.quiet_logs()
+    from rich.console import Console
+
+    from pretrain import evaluation
+    from pretrain.cli import examples as drawing
+    from pretrain.inference.held_out import filled_examples
+    from pretrain.training import model_dirs
+
+    run = options.model_dir_run(model_dir, gin_flags)
+    run = dataclasses.replace(run, eval_split=split or run.eval_split, eval_batches=batches or run.eval_batches)
+    with model_dirs.opened(model_dir, run, step) as trained:
+        figures = evaluation.evaluate(run, trained.programs.eval_step, trained.params, trained.mesh)
+        baselines = evaluation.text_entropies(run)
+        if as_json:
+            click.echo(json.dumps({"step": trained.step, **figures, **baselines}))
+            return
+        console = Console(highlight=False)
+        drawing.show_figures(console, run, trained.step, figures, baselines)
+        if examples:
+            filled = filled_examples(run, trained.params, trained.mesh, examples)
+            drawing.show_filled(console, run, filled)

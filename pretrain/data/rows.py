@@ -1,0 +1,30 @@
+"""From the rows a model reads back to the examples that were packed into them."""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+
+def examples(batch: Mapping[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+    """Every example of a batch, in row order: "targets", "weights" and, with an encoder, "inputs".
+
+    Each is [tokens of the example], without padding. A decoder's prefix has weight 0 and is in the targets.
+
+    >>> batch = {"decoder_target_tokens": np.array([[5, 1, 6, 1, 0]]),
+    ...          "decoder_loss_weights": np.array([[1.0, 1, 1, 1, 0]]),
+    ...          "decoder_segment_ids": np.array([[1, 1, 2, 2, 0]])}
+    >>> [example["targets"].tolist() for example in examples(batch)]
+    [[5, 1], [6, 1]]
+    """
+    for row, segments in enumerate(batch["decoder_segment_ids"]):
+        for segment in range(1, segments.max(initial=0) + 1):
+            own = segments == segment
+            example = {
+                "targets": batch["decoder_target_tokens"][row][own],
+                "weights": batch["decoder_loss_weights"][row][own],
+            }
+            if "encoder_segment_ids" in batch:
+                example["inputs"] = batch["encoder_input_tokens"][row][
+                    batch["encoder_segment_ids"][row] == segment
+                ]
+            yield example

@@ -1,0 +1,118 @@
+"""Text in, text out: prompts to batches, batches through the decoding loop, tokens back to text."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from flax import nnx
+
+from pretrain.data import vocabulary as vocabularies
+from pretrain.errors import InputError
+from pretrain.inference import decoding
+from pretrain.inference.sampling import Sampling
+from pretrain.parallel import sharding
+from pretrain.run import RunConfig
+from pretrain.training import state
+
+# Prompt lengths are rounded up to this, so that prompts of about a length share a compiled program.
+LENGTH_STEP = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """One prompt and what became of it. output: what the model said; text: the prompt with that filled in."""
+
+    prompt: str
+    output: str
+    text: str
+
+
+def generate(
+    run: RunConfig, params: state.Params, mesh: jax.sharding.Mesh, prompts: Sequence[str], *,
+    max_tokens: int | None = None, sampling: Sampling | None = None, seed: int = 0,
+) -> list[Generation]:  # fmt: skip
+    """Infills (encoder-decoder) or continues (decoder) each prompt; call it under `sharding.layout`.
+
+    max_tokens: of new text; None is as many as the run's lengths have room for. Raises InputError if a
+    prompt is empty or longer than the lengths the model was trained on.
+    """
+    vocabulary = run.vocabulary()
+    encoded = [run.objective.encode_prompt(prompt, vocabulary) for prompt in prompts]
+    outputs = generate_tokens(run, params, mesh, encoded, max_tokens=max_tokens, sampling=sampling, seed=seed)
+    return [
+        Generation(
+            prompt,
+            vocabularies.readable(output, vocabulary),
+            vocabularies.readable(run.objective.complete(ids, output, vocabulary), vocabulary),
+        )
+        for prompt, ids, output in zip(prompts, encoded, outputs, strict=True)
+    ]
+
+
+def generate_tokens(
+    run: RunConfig, params: state.Params, mesh: jax.sharding.Mesh, prompts: Sequence[Sequence[int]], *,
+    max_tokens: int | None = None, sampling: Sampling | None = None, seed: int = 0,
+) -> list[np.ndarray]:  # fmt: skip
+    """Token ids for token ids: int32 [new tokens] for each prompt, up to and with EOS."""
+    encodes = run.model.family == "encoder_decoder"
+    room = run.lengths["targets"]
+    longest = max(len(prompt) for prompt in prompts)
+    if encodes:
+        limit, max_tokens = run.lengths["inputs"], max_tokens or room
+    else:
+        limit, max_tokens = room - (max_tokens or 1), max_tokens or max(room - longest, 1)
+    if min(len(prompt) for prompt in prompts) == 0:
+        raise InputError("A prompt is empty; give at least one token of text.")
+    if longest > limit or max_tokens > room:
+        raise InputError(
+            f"A prompt of {longest} tokens and {max_tokens} new ones do not fit the lengths the model was trained "
+            f"on, {dict(run.lengths)}; shorten the prompt to {limit} tokens or lower --max-tokens."
+        )
+    rules = run.rules
+    rows = -len(prompts) % _shares(mesh, rules) + len(prompts)
+    padded, real = _pad([*prompts, *prompts[:1] * (rows - len(prompts))], left=not encodes)
+    program = _program(run, max_tokens, sampling or Sampling())
+    placed = jax.device_put((padded, real), sharding.named(mesh, rules, ("batch", "length")))
+    tokens = jax.device_get(program(params, *placed, jax.random.key(seed)))
+    return [_until_eos(row, run.vocabulary().eos_id) for row in tokens[: len(prompts)]]
+
+
+def _shares(mesh: jax.sharding.Mesh, rules: sharding.Rules) -> int:
+    axes = rules.batch if isinstance(rules.batch, tuple) else (rules.batch,)
+    return int(np.prod([mesh.shape[axis] for axis in axes if axis]))
+
+
+def _pad(prompts: Sequence[Sequence[int]], *, left: bool) -> tuple[np.ndarray, np.ndarray]:
+    """int32 [B, P] tokens and 1 where they are real; a decoder's (left) also begin with BOS."""
+    rows = [[decoding.BOS, *prompt] if left else list(prompt) for prompt in prompts]
+    width = -(-max(map(len, rows)) // LENGTH_STEP) * LENGTH_STEP
+    tokens, real = np.zeros((2, len(rows), width), np.int32)
+    for i, row in enumerate(rows):
+        where = slice(width - len(row), width) if left else slice(0, len(row))
+        tokens[i, where], real[i, where] = row, 1
+    return tokens, real
+
+
+def _program(run: RunConfig, max_tokens: int, sampling: Sampling):
+    """The jitted (params, tokens [B, P], real [B, P], key) -> new tokens [B, T] of a run."""
+    graph, vocabulary = state.graph(run.model), run.vocabulary()
+    common = {
+        "max_tokens": max_tokens,
+        "vocab_size": vocabulary.vocab_size,
+        "eos_id": vocabulary.eos_id,
+        "sampling": sampling,
+    }
+    if run.model.family == "encoder_decoder":
+        decode = functools.partial(decoding.infill, **common)
+    else:
+        decode = functools.partial(
+            decoding.continue_prompt, bidirectional_prompt=run.objective.bidirectional_prompt, **common
+        )
+    return jax.jit(lambda params, tokens, real, key: decode(nnx.merge(graph, params), tokens, real, key))
+
+
+def _until_eos(tokens: np.ndarray, eos_id: int) -> np.ndarray:
+    ends = np.flatnonzero(tokens == eos_id)
+    return tokens[: ends[0] + 1] if len(ends) else tokens
