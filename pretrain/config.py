@@ -69,11 +69,11 @@ def load_with_text(path: str | Path, bindings: Sequence[str] = ()) -> tuple[RunC
         gin.parse_config([_binding(text, path) for text in bindings])
         run = _build(path)
         return run, gin.operative_config_str()
-    except InputError:
-        raise
+    except InputError as error:
+        raise InputError(_without_gins_words(error)) from None
     except (ValueError, SyntaxError, TypeError, ImportError, AttributeError, OSError, RuntimeError) as error:
         if (cause := _input_error(error)) is not None:
-            raise cause from None
+            raise InputError(_without_gins_words(cause)) from None
         if not _is_gins(error):
             raise
         raise InputError(f"{path}: {_one_line(error)}") from error
@@ -157,9 +157,15 @@ def _is_gins(error: BaseException) -> bool:
     )
 
 
+def _without_gins_words(error: Exception) -> str:
+    """A message without the call stack of configurables that gin appends to it."""
+    return re.sub(r"\n\s*In call to configurable [^\n]*", "", str(error))
+
+
 def _one_line(error: Exception) -> str:
-    """Gin's message as one sentence; its last lines name the file and line."""
-    return re.sub(r"\s*\n\s*", " ", str(error)).strip()
+    """Gin's message as one sentence; its last lines name the file and line, or the binding."""
+    text = re.sub(r"\n\s*In bindings string line 1\s*", "\n in --gin.", _without_gins_words(error))
+    return re.sub(r"\s*\n\s*", " ", text).strip()
 
 
 def difference(old: str, new: str) -> list[str]:

@@ -16,6 +16,11 @@ from pretrain.training.state import Params
 from pretrain.training.step import EvalStep
 
 
+def check(run: RunConfig) -> None:
+    """Raises InputError if there is nothing to evaluate on; better known before training than after."""
+    next(pipeline.batches(run, training=False))
+
+
 def evaluate(
     run: RunConfig, eval_step: EvalStep, params: Params, mesh: jax.sharding.Mesh, split: str | None = None
 ) -> dict[str, float]:

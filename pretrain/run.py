@@ -78,9 +78,10 @@ class RunConfig:
             ("rules", (Rules,)),
         ):
             if not isinstance(getattr(self, name), kinds):
+                wanted = " or ".join(kind.__name__ for kind in kinds)
+                example = "{'inputs': 512, 'targets': 114}" if name == "lengths" else "@module.Name()"
                 raise InputError(
-                    f"RunConfig.{name} is {getattr(self, name)!r}; "
-                    f"give a {' or '.join(kind.__name__ for kind in kinds)} (in gin: @module.Name())."
+                    f"RunConfig.{name} is {getattr(self, name)!r}; give a {wanted}, such as {example}."
                 )
         if self.objective.family != self.model.family:
             raise InputError(

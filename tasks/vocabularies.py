@@ -32,6 +32,8 @@ def sentencepiece(model_file: str, extra_ids: int = 100) -> seqio.SentencePieceV
     Raises:
       InputError: there is no such file, it is no SentencePiece model, or its special ids do not suit SeqIO.
     """
+    if not isinstance(model_file, str) or not model_file:
+        raise InputError(f"The SentencePiece model_file is {model_file!r}; give the path of a `.model` file.")
     if not tf.io.gfile.exists(model_file):
         raise InputError(f"{model_file} does not exist: set model_file to a SentencePiece model.")
     vocabulary = seqio.SentencePieceVocabulary(model_file, extra_ids=extra_ids)

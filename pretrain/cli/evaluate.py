@@ -13,8 +13,12 @@ from pretrain.cli import options
 @click.argument("model_dir", type=click.Path(path_type=Path))
 @click.option("--split", help="Split to read.  [default: the run's eval_split]")
 @click.option("--step", type=int, help="Checkpoint to use.  [default: the newest]")
-@click.option("--batches", type=click.IntRange(min=1), help="Batches to read.  [default: the run's eval_batches]")
-@click.option("--examples", type=click.IntRange(min=0), default=0, help="Also show the model's fill of so many.")
+@click.option(
+    "--batches", type=click.IntRange(min=1), help="Batches to read.  [default: the run's eval_batches]"
+)
+@click.option(
+    "--examples", type=click.IntRange(min=0), default=0, help="Also show the model's fill of so many."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
 @options.gin_arguments
 def command(
@@ -39,7 +43,9 @@ def command(
     from pretrain.training import model_dirs
 
     run = options.model_dir_run(model_dir, gin_flags)
-    run = dataclasses.replace(run, eval_split=split or run.eval_split, eval_batches=batches or run.eval_batches)
+    run = dataclasses.replace(
+        run, eval_split=split or run.eval_split, eval_batches=batches or run.eval_batches
+    )
     with model_dirs.opened(model_dir, run, step) as trained:
         figures = evaluation.evaluate(run, trained.programs.eval_step, trained.params, trained.mesh)
         baselines = evaluation.text_entropies(run)

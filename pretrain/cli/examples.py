@@ -18,17 +18,27 @@ def show_figures(
     console: Console, run: RunConfig, step: int, figures: Mapping[str, float], baselines: Mapping[str, float]
 ) -> None:
     """A table of the figures, with what the text's own statistics reach beside bits per byte."""
-    table = Table(title=f"{run.corpus().name}, {run.eval_split}, step {step:,}", title_justify="left", box=None)
+    table = Table(
+        title=f"{run.corpus().name}, {run.eval_split}, step {step:,}", title_justify="left", box=None
+    )
     table.add_column("figure")
     table.add_column("value", justify="right")
     for name, value in figures.items():
-        table.add_row(name.replace("_", " "), f"{value:.4f}", style="bold" if name == "bits_per_byte" else None)
+        table.add_row(
+            name.replace("_", " "), f"{value:.4f}", style="bold" if name == "bits_per_byte" else None
+        )
     for name, value in baselines.items():
         table.add_row(f"  {name.split('_')[0]} entropy of the same text", f"{value:.4f}")
     console.print(table)
     model, unigram, bigram = figures.get("bits_per_byte"), *baselines.values()
     if model is not None:
-        place = "above the unigram" if model >= unigram else "below the unigram" if model >= bigram else "below the bigram"
+        place = (
+            "above the unigram"
+            if model >= unigram
+            else "below the unigram"
+            if model >= bigram
+            else "below the bigram"
+        )
         console.print(f"{model:.3f} bits per byte is {place} entropy.")
 
 
@@ -56,7 +66,12 @@ def _span_table(example: Filled) -> Table:
     for sentinel, truth in _spans(example.truth).items():
         fill = said.get(sentinel)
         style = "green" if fill == truth else None
-        table.add_row(Text(sentinel, "magenta"), Text("(none)" if fill is None else repr(fill)), Text(repr(truth)), style=style)
+        table.add_row(
+            Text(sentinel, "magenta"),
+            Text("(none)" if fill is None else repr(fill)),
+            Text(repr(truth)),
+            style=style,
+        )
     return table
 
 

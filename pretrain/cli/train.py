@@ -31,9 +31,11 @@ def command(run_file: str, model_dir: Path, allow_config_change: bool, gin_flags
     from pretrain.training import loop, model_dirs
 
     run, text = config.load_with_text(run_file, options.bindings(gin_flags))
-    model_dirs.claim(model_dir, text, config.difference, allow_change=allow_config_change)
+    model_dirs.refuse_other_things(model_dir)
+    if not allow_config_change:
+        model_dirs.refuse_another_run(model_dir, text, config.difference)
     console = Console()
-    if model_dirs.is_complete(model_dir, run.steps):
+    if model_dirs.latest_step(model_dir) >= run.steps:
         console.print(f"{model_dir} is complete: step {run.steps:,} of {run.steps:,}. Nothing to do.")
         return
     observer = ConsoleObserver(console)

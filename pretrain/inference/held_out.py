@@ -28,7 +28,8 @@ def filled_examples(run: RunConfig, params: Params, mesh: jax.sharding.Mesh, num
     vocabulary = run.vocabulary()
     examples = list(
         itertools.islice(
-            (e for batch in evaluation.held_out(run) for e in rows.examples(batch) if _has_both(e)), 16 * number
+            (e for batch in evaluation.held_out(run) for e in rows.examples(batch) if _has_both(e)),
+            16 * number,
         )
     )[::16]
     pairs = [_prompt_and_truth(example) for example in examples]

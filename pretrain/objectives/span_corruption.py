@@ -94,7 +94,7 @@ class SpanCorruption(Objective):
                 f"SpanCorruption needs a sentinel for each of the {spans} spans in a chunk, "
                 f"but the vocabulary has none: give it extra_ids={spans}."
             )
-        if False:
+        if spans > sentinels:
             most, least = self._most_inputs(inputs, sentinels), self._least_mean(inputs, sentinels)
             raise InputError(
                 f"SpanCorruption hides {spans} spans in the {tokens} tokens of a chunk, but the vocabulary "

@@ -1,6 +1,7 @@
 """The train loop: read it top to bottom."""
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ import jax
 from pretrain import checkpointing, evaluation, metrics, pipeline
 from pretrain.parallel import sharding
 from pretrain.run import RunConfig
-from pretrain.training import hardware, records, state, step
+from pretrain.training import hardware, model_dirs, records, state, step
 
 
 class Diverged(RuntimeError):
@@ -53,31 +54,38 @@ def train(
     run.check()
     mesh = run.mesh.build()
     run.check_batch(mesh.shape, jax.process_count())
-    checkpoints = checkpointing.Checkpoints(model_dir, keep=run.keep_checkpoints, period=run.keep_period)
     with sharding.layout(mesh, run.rules):
-        # 1. The state: restored, with the position in the data, or fresh.
-        programs = step.programs(run)
+        # 1. Everything that can go wrong with the data does so here, before anything is written.
+        evaluation.check(run)
         batches = pipeline.batches(run)
-        done = checkpoints.latest() or 0
+
+        # 2. The state: restored, with the position in the data, or fresh.
+        programs = step.programs(run)
+        done = model_dirs.latest_step(model_dir)
+        checkpoints = functools.partial(
+            checkpointing.Checkpoints, model_dir, keep=run.keep_checkpoints, period=run.keep_period
+        )
         if done:
-            train_state = checkpoints.restore(done, programs.abstract_state(), batches)
+            saved = checkpoints()
+            train_state = saved.restore(done, programs.abstract_state(), batches)
+            batch = next(batches)
         else:
             train_state = programs.init()
+            batch = next(batches)
+            model_dirs.claim(model_dir, config_text)
+            saved = checkpoints()
+
+        # 3. What is about to happen.
         log = records.Records(model_dir, resumed_from=done, writes=jax.process_index() == 0)
         log.event(done, "resumed" if done else "started", processes=jax.process_count())
-
-        # 2. What is about to happen.
         facts = describe(run, model_dir, done, state.count(train_state.params), mesh)
         observer.started(facts)
         window = Window(run, facts)
 
-        # 3. One turn a step. The device works on this step while the host reads the figures of the last one.
-        at = done
-        while at < run.steps:
-            batch = next(batches)
-            at += 1
-            log.ledger(at, pipeline.batch_hash(batch))
+        # 4. One turn a step. The device works on this step while the host reads the figures of the last one.
+        for at in range(done + 1, run.steps + 1):
             train_state, sums = programs.train_step(train_state, pipeline.to_devices(batch, mesh, run.rules))
+            log.ledger(at, pipeline.batch_hash(batch))
             window.push(at, sums)
             leaving = stop() or at == run.steps
             if at % run.log_period == 0 or leaving:
@@ -90,13 +98,13 @@ def train(
                 log.metrics(at, "eval", figures)
                 observer.evaluated(at, figures)
             if at % run.checkpoint_period == 0 or leaving:
-                with window.paused():
-                    window.drain()  # nothing that is not finite is ever saved
-                    checkpoints.save(at, train_state, batches, config_text)
+                with window.paused():  # has read the step's figures: nothing that is not finite is ever saved
+                    saved.save(at, train_state, batches, config_text)
                 observer.saved(at)
             if leaving:
                 break
-        checkpoints.close()
+            batch = next(batches)  # after the save, so that the saved position is that of the saved state
+        saved.close()
         log.event(at, "finished" if at == run.steps else "stopped")
         log.close()
     return at

@@ -17,33 +17,38 @@ from pretrain.training.step import Programs, programs
 CONFIG = "config.gin"
 
 
-def claim(
-    model_dir: Path, config_text: str, difference: Callable[[str, str], list[str]], *, allow_change: bool
+def refuse_another_run(
+    model_dir: Path, config_text: str, difference: Callable[[str, str], list[str]]
 ) -> None:
-    """Makes `model_dir` the home of this run, or finds that it already is.
-
-    Raises InputError if it holds another run (with what differs) or something that is no model dir.
-    """
+    """Raises InputError if `model_dir` holds a run with another config (with what differs)."""
     path = model_dir / CONFIG
-    if path.is_file():
-        changes = difference(path.read_text(), config_text)
-        if changes and not allow_change:
-            raise InputError(
-                f"{model_dir} holds a run with another config ({path.name} is -, this command is +): "
-                + "; ".join(changes)
-                + ". Use the same settings, another --model-dir, or --allow-config-change."
-            )
-    elif model_dir.exists() and (not model_dir.is_dir() or any(model_dir.iterdir())):
+    if path.is_file() and (changes := difference(path.read_text(), config_text)):
+        raise InputError(
+            f"{model_dir} holds a run with another config ({path.name} is -, this command is +): "
+            f"{'; '.join(changes)}. Use the same settings, another --model-dir, or --allow-config-change."
+        )
+
+
+def refuse_other_things(model_dir: Path) -> None:
+    """Raises InputError if `model_dir` is there but neither empty nor a model dir."""
+    if (model_dir / CONFIG).is_file() or not model_dir.exists():
+        return
+    if not model_dir.is_dir() or any(model_dir.iterdir()):
         raise InputError(f"{model_dir} is not empty and not a model dir; give a new or empty --model-dir.")
+
+
+def claim(model_dir: Path, config_text: str) -> None:
+    """Makes `model_dir` the home of the run with this config."""
     model_dir.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
+    temporary = model_dir / f"{CONFIG}.tmp"
     temporary.write_text(config_text)
-    temporary.replace(path)
+    temporary.replace(model_dir / CONFIG)
 
 
-def is_complete(model_dir: Path, steps: int) -> bool:
-    """Whether the checkpoint of the last step is there."""
-    return any(path.name.isdigit() and int(path.name) >= steps for path in (model_dir / DIRECTORY).glob("*"))
+def latest_step(model_dir: Path) -> int:
+    """The newest step with a whole checkpoint; 0 if there is none."""
+    names = (path.name for path in (model_dir / DIRECTORY).glob("*"))
+    return max((int(name) for name in names if name.isdigit()), default=0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,9 +18,10 @@ def _corpus(name: str = "corpus", placeholder: bool = True, documents=None, **kw
     tokens = [document.tolist() for document in (_documents() if documents is None else documents)]
 
     def read(split, shuffle_files, seed=None):
-        del split, seed
+        del split
         dataset = tf.data.Dataset.from_tensor_slices(tf.ragged.constant(tokens, tf.int32, ragged_rank=1))
-        return dataset.map(lambda document: {"targets": document})
+        dataset = dataset.map(lambda document: {"targets": document})
+        return dataset.shuffle(len(tokens), seed=seed) if shuffle_files else dataset
 
     kwargs.setdefault("output_features", {"targets": seqio.Feature(VOCABULARY, add_eos=True)})
     return seqio.Task(
