@@ -65,7 +65,9 @@ def test_weight_decay_spares_norms_and_biases():
 
 
 def test_clipping_is_by_the_global_norm():
-    optimizer = optim.AdamW(schedule=optim.Constant(peak=1.0), clip_norm=1e-3, weight_decay=0.0, epsilon=1.0).build()
+    optimizer = optim.AdamW(
+        schedule=optim.Constant(peak=1.0), clip_norm=1e-3, weight_decay=0.0, epsilon=1.0
+    ).build()
     params = tree(0)
     updates, _ = optimizer.update(tree(1), optimizer.init(params), params)
     scale = 1e-3 / optax.tree.norm(tree(1))

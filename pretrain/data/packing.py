@@ -130,7 +130,7 @@ def _unflatten(cells: tf.Tensor, lengths: Mapping[str, int]) -> Example:
         length = lengths[name]
         tokens, segment_ids = tf.unstack(tf.ensure_shape(part, [length, 2]), axis=-1)
         columns = tf.range(length)
-        starts = tf.math.unsorted_segment_min(columns, segment_ids, length + 1)
+        starts = tf.math.unsorted_segment_min(columns, segment_ids, tf.reduce_max(segment_ids) + 1)
         row[name] = tokens
         row[f"{name}_segment_ids"] = segment_ids
         row[f"{name}_positions"] = tf.where(segment_ids > 0, columns - tf.gather(starts, segment_ids), 0)

@@ -115,6 +115,16 @@ def test_a_row_may_be_exactly_full():
     assert len(rows) == 3 and all((row["inputs_segment_ids"] == 1).all() for row in rows)
 
 
+def test_a_feature_may_be_empty_in_more_examples_than_its_row_is_long():
+    example = {"inputs": tf.constant([7]), "targets": tf.zeros([0], tf.int32)}
+    last = {"inputs": tf.constant([8]), "targets": tf.constant([4, 1])}
+    dataset = tf.data.Dataset.from_tensors(example).repeat(20).concatenate(tf.data.Dataset.from_tensors(last))
+    (row,) = _rows(packing.pack(dataset, LENGTHS, open_rows=2))
+    assert row["targets_segment_ids"].tolist() == [21, 21] + [0] * 10
+    assert row["targets_positions"].tolist() == [0, 1] + [0] * 10
+    assert row["inputs_segment_ids"].tolist() == [*range(1, 22)] + [0] * 11
+
+
 def test_an_empty_dataset_has_no_rows():
     assert _rows(packing.pack(_dataset(_examples(3)).take(0), LENGTHS)) == []
 
