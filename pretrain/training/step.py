@@ -55,7 +55,7 @@ def loss_sums(
     tokens: positions that hold a token, encoder and decoder both; padding is not counted.
     bytes: of text that the weighted targets stand for (sentinels and EOS stand for none).
     """
-    sums = {name: value for name, value in vars(objective.loss(model, batch, key)).items()}
+    sums = dict(vars(objective.loss(model, batch, key)))
     segments = [batch[name] for name in batch if name.endswith("_segment_ids")]
     sums["tokens"] = sum(jnp.sum(ids > 0, dtype=jnp.float32) for ids in segments)
     table = jnp.asarray(token_bytes, jnp.float32)
