@@ -103,20 +103,45 @@ class Checkpoints:
         )
 
     def restore(self, step: int, abstract_state: Any, batches: Batches | None = None) -> Any:
-        """The state of `step`, every array laid out like its shape in `abstract_state`; moves `batches` there."""
+        """The state of `step`, laid out like the shapes of `abstract_state`; moves `batches` there.
+
+        Raises InputError if the checkpoint holds other arrays.
+        """
+        self._check_arrays(step, abstract_state)
         items: dict[str, Any] = {"state": ocp.args.StandardRestore(abstract_state)}
         if batches is not None:
             items["data"] = _DataRestore(batches)
         return self._manager.restore(step, args=ocp.args.Composite(**items))["state"]
 
     def restore_params(self, step: int, abstract_params: Any) -> Any:
-        """The parameters alone: what evaluation and generation need, without reading the optimizer state."""
+        """The parameters alone: what evaluation and generation need, without reading the optimizer state.
+
+        Raises InputError if the checkpoint holds others.
+        """
+        self._check_arrays(step, {"params": abstract_params})
         partial = ocp.args.PyTreeRestore(
             {"params": abstract_params},
             restore_args=ocp.checkpoint_utils.construct_restore_args({"params": abstract_params}),
             partial_restore=True,
         )
         return self._manager.restore(step, args=ocp.args.Composite(state=partial))["state"]["params"]
+
+    def _check_arrays(self, step: int, wanted: Any) -> None:
+        """Raises InputError unless the checkpoint has just the arrays that `wanted` has, entry by entry."""
+        path = self.directory / str(step)
+        with ocp.StandardCheckpointer() as reader:
+            stored = _shapes(reader.metadata(path / "state").item_metadata.tree)
+        shapes = _shapes(wanted)
+        entries = {name.split("/")[0] for name in shapes}
+        stored = {name: shape for name, shape in stored.items() if name.split("/")[0] in entries}
+        wrong = [name for name in shapes.keys() | stored.keys() if shapes.get(name) != stored.get(name)]
+        if wrong:
+            # A parameter if there is one: the optimizer's arrays only follow them.
+            name = min(wrong, key=lambda name: (not name.startswith("params"), name))
+            raise InputError(
+                f"{name} has shape {stored.get(name, 'none')} in checkpoint {path} but by this config "
+                f"{shapes.get(name, 'none')}: use the model and optimizer that wrote it, or a new model dir."
+            )
 
     def wait(self) -> None:
         """Returns when everything that was saved is on disk; raises what went wrong in the background."""
@@ -125,3 +150,9 @@ class Checkpoints:
     def close(self) -> None:
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """The shape of every array by its name, such as `params/decoder/final_norm/scale`."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}

@@ -1,10 +1,10 @@
-"""Gin files to one frozen `RunConfig`, and back to text: the only file that knows gin.
+"""Gin files to one frozen `RunConfig`, and back to text.
 
 A run file is plain gin with `from __gin__ import dynamic_registration`: it names classes by import path, so
-nothing in the code is decorated. Gin's global state lives for the length of `load` and is cleared.
+nothing in the code is decorated. Gin's global state lives for the length of `load` and is cleared; only this
+file and `settings.py`, which checks what the files say, know gin.
 """
 
-import ast
 import contextlib
 import difflib
 import logging
@@ -14,10 +14,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import gin
-import gin_configs
 
+import gin_configs
 from pretrain.errors import InputError
 from pretrain.run import RunConfig
+from pretrain.settings import Settings
 
 FILE = "config.gin"
 
@@ -28,9 +29,7 @@ def shipped() -> Path:
 
 
 # Lets `include 'models/t5_1_1_base.gin'` mean the shipped file unless there is one of that path.
-gin.config.register_file_reader(
-    lambda name: open(shipped() / name), lambda name: (shipped() / name).is_file()
-)
+gin.add_config_file_search_path(str(shipped()))
 
 
 def find(name: str | Path) -> Path:
@@ -62,33 +61,20 @@ def load_with_text(path: str | Path, bindings: Sequence[str] = ()) -> tuple[RunC
     """`load`, and the text that rebuilds the same run from nothing else: what a model dir keeps."""
     path = find(path)
     _allow_imports_from(Path.cwd())
+    settings = Settings(path, shipped())
+    for binding in bindings:
+        settings.add_flag(binding, RunConfig)
+    settings.check(RunConfig)
     gin.clear_config()
     try:
         with _gin_quiet():
-            gin.parse_config_file(str(path), skip_unknown=False)
-        gin.parse_config([_binding(text, path) for text in bindings])
-        run = _build(path)
-        return run, gin.operative_config_str()
+            gin.parse_config_file(str(path))
+        gin.parse_config(settings.flags_text())
+        return gin.get_configurable(RunConfig)(), gin.operative_config_str()
     except InputError as error:
-        raise InputError(_without_gins_words(error)) from None
-    except (ValueError, SyntaxError, TypeError, ImportError, AttributeError, OSError, RuntimeError) as error:
-        if (cause := _input_error(error)) is not None:
-            raise InputError(_without_gins_words(cause)) from None
-        if not _is_gins(error):
-            raise
-        raise InputError(f"{path}: {_one_line(error)}") from error
+        raise InputError(_without_gins_words(error)) from error
     finally:
         gin.clear_config()
-
-
-def _build(path: Path) -> RunConfig:
-    try:
-        configurable = gin.get_configurable("pretrain.run.RunConfig")
-    except ValueError:
-        raise InputError(
-            f"{path} sets no RunConfig; a run file begins with `from pretrain import run` and sets run.RunConfig."
-        ) from None
-    return configurable()
 
 
 @contextlib.contextmanager
@@ -107,65 +93,28 @@ def _allow_imports_from(directory: Path) -> None:
         sys.path.append(str(directory))
 
 
-def _binding(text: str, path: Path) -> str:
-    """One `NAME = VALUE` as gin wants it. Raises InputError for a name nothing reads."""
-    name, equals, value = (part.strip() for part in text.partition("="))
-    if not equals or not value:
-        raise InputError(f"Binding {text!r} has no value; write --gin.NAME=VALUE.")
-    if not re.fullmatch(r"@?[\w./]+", name):
-        raise InputError(f"Binding {text!r}: {name!r} is not a gin name.")
-    if not value.startswith(("@", "%", "[", "(", "{")):
-        try:
-            ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            raise InputError(
-                f"Binding {name}={value}: the value is not a Python literal; text needs quotes of its own, "
-                f"as in --gin.{name}=\"'{value}'\"."
-            ) from None
-    if "." in name:
-        return f"{name} = {value}"
-    macros = re.findall(r"(?m)^(\w+)\s*=", gin.config_str(max_line_length=10_000))
-    fields = list(RunConfig.__dataclass_fields__)
-    if name in macros:
-        return f"{name} = {value}"
-    if name in fields:
-        return f"run.RunConfig.{name} = {value}"
-    close = difflib.get_close_matches(name, [*macros, *fields], n=1)
-    raise InputError(
-        f"Binding {text!r}: {path} has no macro {name} and RunConfig no such field; "
-        + (f"did you mean {close[0]}?" if close else f"its macros are {', '.join(macros)}.")
-    )
-
-
-def _input_error(error: BaseException | None) -> InputError | None:
-    """The InputError that gin wrapped in its own words, if there is one."""
-    while error is not None:
-        if isinstance(error, InputError):
-            return error
-        error = error.__cause__ or error.__context__
-    return None
-
-
-def _is_gins(error: BaseException) -> bool:
-    """Whether gin itself refused the config (then it says where), and not code that the config called."""
-    traceback = error.__traceback__
-    while traceback and traceback.tb_next:
-        traceback = traceback.tb_next
-    module = traceback.tb_frame.f_globals.get("__name__", "") if traceback else ""
-    return module.startswith(("gin", "ast", "importlib")) or isinstance(
-        error, (SyntaxError, ImportError, TypeError)
-    )
-
-
 def _without_gins_words(error: Exception) -> str:
     """A message without the call stack of configurables that gin appends to it."""
     return re.sub(r"\n\s*In call to configurable [^\n]*", "", str(error))
 
 
-def _one_line(error: Exception) -> str:
-    """Gin's message as one sentence; its last lines name the file and line, or the binding."""
-    text = re.sub(r"\n\s*In bindings string line 1\s*", "\n in --gin.", _without_gins_words(error))
-    return re.sub(r"\s*\n\s*", " ", text).strip()
+# The arguments of a run that its batches come from; in what they refer to, the loss changes no batch.
+DATA = (
+    "task", "objective", "lengths", "batch_size", "seed",
+    "pack", "use_cached", "shuffle_buffer", "train_split",
+)  # fmt: skip
+LOSS = ("label_smoothing", "z_loss")
+
+
+def data_difference(old: str, new: str) -> list[str]:
+    """The names of the settings that make two config texts read other batches, or in another order."""
+    before, after = (Settings(Path(FILE), shipped(), text).read_by(RunConfig, DATA) for text in (old, new))
+    return [
+        setting.name
+        for key, setting in (before | after).items()
+        if (key not in before or key not in after or before[key].value != after[key].value)
+        and setting.argument not in LOSS
+    ]
 
 
 def difference(old: str, new: str) -> list[str]:
@@ -174,5 +123,7 @@ def difference(old: str, new: str) -> list[str]:
     >>> difference("# a\\nSTEPS = 1\\n", "STEPS = 2\\n")
     ['- STEPS = 1', '+ STEPS = 2']
     """
-    texts = [[line for line in text.splitlines() if line and not line.startswith("#")] for text in (old, new)]
-    return [line for line in difflib.ndiff(*texts) if line[0] in "-+"]
+    before, after = (
+        [line for line in text.splitlines() if line and not line.startswith("#")] for text in (old, new)
+    )
+    return [line for line in difflib.ndiff(before, after) if line[0] in "-+"]

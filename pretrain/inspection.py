@@ -1,8 +1,7 @@
-"""What a run feeds its model: rows cut back into examples, ids as text, and figures of rows and corpus."""
+"""What a run feeds its model: the examples in its rows, ids as text, and figures of rows and corpus."""
 
 import dataclasses
 import itertools
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
@@ -12,32 +11,28 @@ import seqio
 import tensorflow as tf
 
 from pretrain import pipeline
+from pretrain.data import rows
 from pretrain.data.vocabulary import num_sentinels, token_bytes
 from pretrain.errors import InputError
 from pretrain.pipeline import Batch
 from pretrain.run import RunConfig
 
+Example = Mapping[str, np.ndarray]
+Row = Sequence[Example]
 Kind = Literal["text", "sentinel", "special"]
 
-_SEGMENTS = "_segment_ids"
 _SPACE = "\u2581"  # SentencePiece writes a space as this
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
-    """A stretch of ids as text. Kinds: text, one sentinel, or one special id such as EOS or padding."""
+class FeatureStats:
+    """What the rows that were read hold of one feature, "inputs" or "targets".
 
-    kind: Kind
-    text: str
-
-
-@dataclasses.dataclass(frozen=True)
-class PartStats:
-    """One part of the rows that were read, the encoder's or the decoder's.
-
-    row_length: cells in a row; rows: rows that hold an example.
-    lengths: int [examples], tokens of each example in this part.
-    weight: sum of the loss weights; None where the part has none.
+    Attributes:
+        row_length: cells in a row.
+        rows: how many rows hold an example.
+        lengths: int [examples], the tokens of each.
+        weight: sum of the loss weights; None for inputs, which have none.
     """
 
     row_length: int
@@ -57,15 +52,18 @@ class PartStats:
 
     @property
     def full(self) -> int:
-        """Examples that fill the row to the last cell."""
+        """Examples that fill a row to its last cell."""
         return int((self.lengths == self.row_length).sum())
 
 
 @dataclasses.dataclass(frozen=True)
 class Truncation:
-    """What SeqIO's trim to the row lengths took from `examples` examples.
+    """What SeqIO's trim to the row lengths took from examples.
 
-    cut: examples that lost tokens, and lost: the tokens, each by task feature.
+    Attributes:
+        examples: how many were compared with what they were before.
+        cut: how many lost tokens, by feature.
+        lost: how many tokens that was, by feature.
     """
 
     examples: int
@@ -77,7 +75,11 @@ class Truncation:
 class CorpusStats:
     """The first documents of a task, in the order the run reads them.
 
-    tokens, bytes: int [documents]; whole: whether these are all of the split.
+    Attributes:
+        task: its name.
+        tokens: int [documents].
+        bytes: int [documents], of the text that the tokens stand for.
+        whole: whether these documents are all of the split.
     """
 
     task: str
@@ -88,23 +90,24 @@ class CorpusStats:
 
 @dataclasses.dataclass(frozen=True)
 class Inspection:
-    """What `inspect` found; `parts` is keyed by "encoder" and "decoder", `corpora` has one entry a task."""
+    """What `inspect` found: the examples of each row, figures by feature, and an entry for each task."""
 
     split: str
-    batches: Sequence[Batch]
-    parts: Mapping[str, PartStats]
+    batches: int
+    rows: Sequence[Row]
+    features: Mapping[str, FeatureStats]
     truncation: Truncation
     corpora: Sequence[CorpusStats]
 
 
 def inspect(run: RunConfig, split: str | None = None, num_batches: int = 20) -> Inspection:
-    """Reads the first batches of a split as the run does: shuffled for training, else as evaluation reads it.
+    """Reads the first batches of `split`: the one trained on as training does, others as evaluation does.
 
-    Truncation and corpus are those of what the pipeline took in to fill these batches: the examples in
+    Truncation and corpus are those of what the pipeline took in to make these batches: the examples in
     them and those that wait in the shuffle buffer. A finite split may have fewer batches than asked for.
 
     Raises:
-        InputError: the run, or the split, is not one that could be read.
+        InputError: the run is wrong, or there is no such split, or not one batch in it.
     """
     run.check()
     split = split or run.train_split
@@ -113,78 +116,50 @@ def inspect(run: RunConfig, split: str | None = None, num_batches: int = 20) -> 
             f"Task {run.corpus().name!r} has no split {split!r}; it has {', '.join(run.corpus().splits)}."
         )
     training = split == run.train_split
-    stream = pipeline.batches(run, split, training=training)
-    batches = list(itertools.islice(stream, num_batches))
-    parts = part_stats(batches)
-    held = max(len(part.lengths) for part in parts.values())
+    batches = list(itertools.islice(pipeline.batches(run, split, training=training), num_batches))
+    found = [row for batch in batches for row in row_examples(batch) if row]
+    features = feature_stats(found, run.lengths)
+    held = sum(len(row) for row in found)
     examples = held + (run.shuffle_buffer if training else 0)
-    tokens = sum(part.tokens for part in parts.values()) * examples // held
+    tokens = sum(stats.tokens for stats in features.values()) * examples // held
     return Inspection(
         split=split,
-        batches=batches,
-        parts=parts,
+        batches=len(batches),
+        rows=found,
+        features=features,
         truncation=truncation(run, split, training=training, examples=examples),
         corpora=corpus_stats(run, split, training=training, tokens=tokens),
     )
 
 
-def row_examples(batch: Batch, row: int) -> list[dict[str, np.ndarray]]:
-    """The examples in a row, padded or packed, in the order of their segment ids.
+def row_examples(batch: Batch) -> list[Row]:
+    """The examples of each row of a batch, as `data.rows.examples` has them; none in a row of padding.
 
-    Args:
-        batch: features [rows, length]; those of a part, such as "decoder_*", are cut by its
-            "decoder_segment_ids".
-        row: which row.
-
-    Returns:
-        For each segment id that the row holds, every feature of its parts but the segment ids themselves,
-        [tokens of the example in that part].
-
-    >>> batch = {"decoder_target_tokens": np.array([[5, 6, 1, 7, 1, 0]]),
-    ...          "decoder_segment_ids": np.array([[1, 1, 1, 2, 2, 0]])}
-    >>> [{name: ids.tolist() for name, ids in example.items()} for example in row_examples(batch, 0)]
-    [{'decoder_target_tokens': [5, 6, 1]}, {'decoder_target_tokens': [7, 1]}]
+    >>> batch = {"decoder_target_tokens": np.array([[5, 1, 6, 1], [7, 1, 0, 0]]),
+    ...          "decoder_loss_weights": np.array([[1.0, 1, 1, 1], [1, 1, 0, 0]]),
+    ...          "decoder_segment_ids": np.array([[1, 1, 2, 2], [1, 1, 0, 0]])}
+    >>> [[example["targets"].tolist() for example in row] for row in row_examples(batch)]
+    [[[5, 1], [6, 1]], [[7, 1]]]
     """
-    features = [
-        (name, np.asarray(batch[name])[row], np.asarray(batch[part + _SEGMENTS])[row])
-        for part in part_names(batch)
-        for name in batch
-        if name.startswith(f"{part}_") and not name.endswith(_SEGMENTS)
+    size = len(next(iter(batch.values())))
+    return [
+        list(rows.examples({name: value[row : row + 1] for name, value in batch.items()}))
+        for row in range(size)
     ]
-    segments = {int(segment) for _, _, ids in features for segment in ids} - {0}
-    return [{name: values[ids == segment] for name, values, ids in features} for segment in sorted(segments)]
 
 
-def part_names(batch: Batch) -> list[str]:
-    """The parts of a row that have segment ids, such as ["encoder", "decoder"]: encoders first."""
-    names = [name.removesuffix(_SEGMENTS) for name in batch if name.endswith(_SEGMENTS)]
-    return sorted(names, key=lambda name: (not name.startswith("encoder"), name))
-
-
-def part_stats(batches: Sequence[Batch]) -> dict[str, PartStats]:
-    """Figures of each part over all rows that hold an example (the last batch of a split has others)."""
-    names = part_names(batches[0])
-    lengths: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    weights: dict[str, float] = {}
-    rows = 0
-    for batch in batches:
-        segments = {name: np.asarray(batch[name + _SEGMENTS]) for name in names}
-        for row in zip(*segments.values(), strict=True):
-            examples = max(int(ids.max()) for ids in row)
-            rows += examples > 0
-            for name, ids in zip(names, row, strict=True):
-                lengths[name].append(np.bincount(ids, minlength=examples + 1)[1:])
-        for name in names:
-            if (weight := batch.get(f"{name}_loss_weights")) is not None:
-                weights[name] = weights.get(name, 0.0) + float(np.sum(weight))
+def feature_stats(found: Sequence[Row], lengths: Mapping[str, int]) -> dict[str, FeatureStats]:
+    """Figures of each feature of at least one row; `lengths` are those of a row."""
+    examples = [example for row in found for example in row]
     return {
-        name: PartStats(
-            row_length=batches[0][name + _SEGMENTS].shape[1],
-            rows=rows,
-            lengths=np.concatenate(lengths[name]),
-            weight=weights.get(name),
+        name: FeatureStats(
+            row_length=lengths[name],
+            rows=len(found),
+            lengths=np.array([len(example[name]) for example in examples]),
+            weight=float(sum(e["weights"].sum() for e in examples)) if name == "targets" else None,
         )
-        for name in names
+        for name in ("inputs", "targets")
+        if name in examples[0]
     }
 
 
@@ -202,54 +177,50 @@ def truncation(run: RunConfig, split: str, *, training: bool, examples: int) -> 
 
     cut = dict.fromkeys(bound.output_features, 0)
     lost = dict(cut)
-    seen = 0
+    compared = 0
     for whole, trimmed in tf.data.Dataset.zip((read(False), read(True))).take(examples).as_numpy_iterator():
-        seen += 1
+        compared += 1
         for name in cut:
             missing = whole[name].size - trimmed[name].size
             cut[name] += missing > 0
             lost[name] += missing
-    return Truncation(seen, cut, lost)
+    return Truncation(compared, cut, lost)
 
 
 def corpus_stats(run: RunConfig, split: str, *, training: bool, tokens: int) -> list[CorpusStats]:
-    """Reads about `tokens` tokens of documents, at most the split once; a mixture's tasks by their rates."""
+    """Reads documents of `tokens` tokens, at most the split once; of a mixture's tasks, by their rates."""
     corpus = run.corpus()
     tasks, rates = [corpus], [1.0]
     if isinstance(corpus, seqio.Mixture):
         tasks = [task for task in corpus.tasks if split in task.splits]
         rates = [corpus.get_rate(task) for task in tasks]
     table = token_bytes(run.vocabulary())
-    return [
-        _task_stats(
-            task.name,
-            task.get_dataset(None, num_epochs=1, **_reading(run, task, split, training)).as_numpy_iterator(),
-            table,
-            int(tokens * rate / sum(rates)),
-        )
-        for task, rate in zip(tasks, rates, strict=True)
-    ]
+    found = []
+    for task, rate in zip(tasks, rates, strict=True):
+        documents = task.get_dataset(None, num_epochs=1, **_reading(run, task, split, training))
+        wanted = int(tokens * rate / sum(rates))
+        found.append(_document_stats(task.name, documents.as_numpy_iterator(), table, wanted))
+    return found
 
 
-def _task_stats(
-    name: str, documents: Iterator[Mapping[str, np.ndarray]], table: np.ndarray, wanted: int
+def _document_stats(
+    task: str, documents: Iterator[Example], token_bytes: np.ndarray, wanted: int
 ) -> CorpusStats:
     tokens: list[int] = []
     spelled: list[int] = []
-    left = wanted
     for document in documents:
         ids = document["targets"]
         tokens.append(ids.size)
-        spelled.append(int(table[ids].sum()))
-        left -= ids.size
-        if left <= 0:
+        spelled.append(int(token_bytes[ids].sum()))
+        wanted -= ids.size
+        if wanted <= 0:
             break
     whole = next(documents, None) is None
-    return CorpusStats(name, np.array(tokens, np.int64), np.array(spelled, np.int64), whole)
+    return CorpusStats(task, np.array(tokens, np.int64), np.array(spelled, np.int64), whole)
 
 
 def _reading(run: RunConfig, task: seqio.Task | seqio.Mixture, split: str, training: bool) -> dict:
-    """How the run reads its files, but without waiting for a full shuffle buffer where SeqIO lets us."""
+    """How the pipeline reads the files; examples keep their order, except that of a mixture's."""
     return {
         "split": split,
         "use_cached": run.use_cached,
@@ -257,28 +228,32 @@ def _reading(run: RunConfig, task: seqio.Task | seqio.Mixture, split: str, train
         "seed": run.seed,
         "shard_info": seqio.ShardInfo(index=jax.process_index(), num_shards=jax.process_count()),
         "try_in_mem_cache": False,
+        # The files are shuffled all the same, but no buffer has to fill.
         **({"shuffle_buffer_size": 1} if isinstance(task, seqio.Task) else {}),
     }
 
 
-def readable(ids: Sequence[int] | np.ndarray, vocabulary: seqio.Vocabulary) -> str:
-    """The text of `ids` [n]: sentinels as <extra_id_N>, EOS as </s>, half a character as its bytes.
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """Ids as text: a stretch of text, or one sentinel, or one special id such as EOS."""
 
-    >>> readable([107, 358, 108, 1, 0], seqio.ByteVocabulary(extra_ids=100))
-    'h<extra_id_0>i</s><pad>'
-    """
-    return "".join(piece.text for piece in pieces(ids, vocabulary))
+    kind: Kind
+    text: str
 
 
 def pieces(ids: Sequence[int] | np.ndarray, vocabulary: seqio.Vocabulary) -> list[Piece]:
-    """`readable`, in pieces that say what they are; text between two others is one piece."""
+    """Every id [n] accounted for: sentinels are <extra_id_N>, a part of a character is its bytes.
+
+    >>> [piece.text for piece in pieces([107, 198, 358, 108, 1, 0], seqio.ByteVocabulary(extra_ids=100))]
+    ['h\\\\xc3', '<extra_id_0>', 'i', '</s>', '<pad>']
+    """
     marked = [(*_mark(int(token), vocabulary), int(token)) for token in ids]
     result: list[Piece] = []
-    for kind, run in itertools.groupby(marked, key=lambda entry: entry[0]):
+    for kind, group in itertools.groupby(marked, key=lambda entry: entry[0]):
         if kind == "text":
-            result.append(Piece("text", _spell([token for _, _, token in run], vocabulary)))
+            result.append(Piece("text", _spell([token for _, _, token in group], vocabulary)))
         else:
-            result += [Piece(kind, name) for _, name, _ in run]
+            result += [Piece(kind, name) for _, name, _ in group]
     return result
 
 
@@ -298,7 +273,7 @@ def _mark(token: int, vocabulary: seqio.Vocabulary) -> tuple[Kind, str]:
 
 
 def _spell(ids: Sequence[int], vocabulary: seqio.Vocabulary) -> str:
-    """Text of ids that are neither special nor sentinels, with every space and every byte of it."""
+    """Text of ids that are all text; `decode` would lose a first space, and bytes that are no character."""
     if isinstance(vocabulary, seqio.ByteVocabulary):
         data = bytes(token - 3 for token in ids)
     elif isinstance(vocabulary, seqio.SentencePieceVocabulary):
@@ -328,6 +303,4 @@ def _visible(character: str) -> str:
         return known[character]
     if character < " ":
         return chr(0x2400 + ord(character))
-    if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
-        return character.encode("unicode_escape").decode()
-    return character
+    return character if character.isprintable() else character.encode("unicode_escape").decode()

@@ -50,8 +50,8 @@ class RunConfig:
     keep_checkpoints: int = 3
     keep_period: int | None = None
     log_period: int = 50
-    mesh: MeshConfig = MeshConfig()
-    rules: Rules = Rules()
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    rules: Rules = dataclasses.field(default_factory=Rules)
     peak_flops: float | None = None
 
     def __post_init__(self):
@@ -85,8 +85,8 @@ class RunConfig:
                 )
         if self.objective.family != self.model.family:
             raise InputError(
-                f"{type(self.objective).__name__} trains the {self.objective.family} family, but RunConfig.model "
-                f"is of the {self.model.family} family; choose a model from gin_configs/models that fits."
+                f"RunConfig.objective {type(self.objective).__name__} is of the {self.objective.family} "
+                f"family, but RunConfig.model of the {self.model.family} family: choose both of one."
             )
 
     def corpus(self) -> seqio.Task | seqio.Mixture:
@@ -98,8 +98,8 @@ class RunConfig:
         except ValueError:
             known = sorted({*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()})
             raise InputError(
-                f"RunConfig.task names {self.task!r}, which no imported module registers; known are "
-                f"{', '.join(known) or 'none'}. Import the module that adds it in the gin file."
+                f"RunConfig.task is {self.task!r}, which nothing that the run file imports registers: import "
+                f"the module that does, or use one of {', '.join(known) or 'none'}."
             ) from None
 
     def vocabulary(self) -> seqio.Vocabulary:
@@ -111,15 +111,26 @@ class RunConfig:
         vocabulary = self.vocabulary()
         if vocabulary.vocab_size > self.model.vocab_size:
             raise InputError(
-                f"The vocabulary has {vocabulary.vocab_size} ids ({vocabularies.num_sentinels(vocabulary)} of "
-                f"them sentinels) but the model has room for {self.model.vocab_size}; set its vocab_size to "
+                f"The vocabulary of task {self.corpus().name!r} has {vocabulary.vocab_size} ids "
+                f"({vocabularies.num_sentinels(vocabulary)} of them sentinels), but "
+                f"{type(self.model).__name__}.vocab_size is {self.model.vocab_size}; set it to "
                 f"{-(-vocabulary.vocab_size // 128) * 128}."
             )
         corpus = self.corpus()
-        for split in (self.train_split, self.eval_split):
+        for task in corpus.tasks if isinstance(corpus, seqio.Mixture) else [corpus]:
+            if self.use_cached and task.cache_dir is None:
+                raise InputError(
+                    f"RunConfig.use_cached is True, but task {task.name!r} is in none of SeqIO's cache "
+                    "directories: cache it there, or set use_cached=False."
+                )
+        for setting, split in (
+            ("train_split", self.train_split),
+            ("eval_split (or --split)", self.eval_split),
+        ):
             if split not in corpus.splits:
                 raise InputError(
-                    f"Task {corpus.name!r} has no split {split!r}; it has {', '.join(corpus.splits)}."
+                    f"Task {corpus.name!r} has no split {split!r}: set {setting} to one of "
+                    f"{', '.join(corpus.splits)}."
                 )
         self.objective.check(self.lengths, vocabulary)
 
@@ -129,10 +140,10 @@ class RunConfig:
         axes = (axes,) if isinstance(axes, str) else axes or ()
         shares = 1
         for axis in axes:
-            shares *= axis_sizes[axis]
+            shares *= axis_sizes.get(axis, 1)  # one that is not there is for sharding.check_rules to refuse
         needed = max(shares, num_processes)
         if self.batch_size % needed:
             raise InputError(
-                f"RunConfig.batch_size={self.batch_size} does not divide into the {needed} shares of the mesh "
-                f"({', '.join(f'{axis}={axis_sizes[axis]}' for axis in axes)}); use a multiple of {needed}."
+                f"RunConfig.batch_size is {self.batch_size}: make it a multiple of {needed}, the shares of "
+                f"the mesh ({', '.join(f'{axis}={axis_sizes.get(axis)}' for axis in axes)})."
             )

@@ -25,7 +25,7 @@ from tasks.sources import LocalBuilder, PreparedTfdsDataSource, data_dir, prepar
 
 
 def task(
-    files: str | Sequence[str],
+    files: str | Sequence[str] | None,
     *,
     field: str = "text",
     validation_files: str | Sequence[str] | None = None,
@@ -41,7 +41,7 @@ def task(
 
     Args:
       files: a glob or a list of globs of .txt, .jsonl, .txt.gz or .jsonl.gz; relative ones start at the
-        current directory.
+        current directory. It must be given: None is what a run file says before you do.
       field: the field of a .jsonl object that holds the document.
       validation_files: globs of the validation split; a file that `files` matches too is for validation only.
       validation_fraction: without `validation_files`, the share of documents, picked by a hash of their text,
@@ -55,8 +55,10 @@ def task(
       InputError: a setting is wrong, at once; or a file is, or a split is empty, on first use of the data.
     """
     _check(validation_fraction, documents, invalid_utf8)
-    globs = _globs(files, "files")
-    held_out = _globs(validation_files, "validation_files") if validation_files is not None else []
+    globs = _globs(files, "files", "--gin.FILES=\"'/data/*.txt'\"")
+    held_out = []
+    if validation_files is not None:
+        held_out = _globs(validation_files, "validation_files", "'/data/validation/*.txt'")
     format = Format(field, documents, invalid_utf8)
 
     def open_builder() -> tfds.core.DatasetBuilder:
@@ -158,14 +160,18 @@ def _check(validation_fraction: float, documents: str, invalid_utf8: str) -> Non
             raise InputError(f"{name} is {value!r}: set it to {' or '.join(map(repr, get_args(kind)))}.")
 
 
-def _globs(files: str | Sequence[str], setting: str) -> list[str]:
+def _globs(files: str | Sequence[str] | None, setting: str, example: str) -> list[str]:
     """The globs, made absolute now, since the data are only opened later."""
-    patterns = [files] if isinstance(files, str) else list(files)
-    if not patterns or not all(patterns):
-        raise InputError(f"{setting} is {files!r}: set it to a glob or a list of globs.")
+    patterns = [files] if isinstance(files, str) else files
+    if not isinstance(patterns, list | tuple) or not patterns or not all(map(_is_glob, patterns)):
+        raise InputError(f"{setting} is {files!r}: set it to a glob or a list of globs, as {example}.")
     return [
         pattern if "://" in pattern else os.path.abspath(os.path.expanduser(pattern)) for pattern in patterns
     ]
+
+
+def _is_glob(pattern: object) -> bool:
+    return isinstance(pattern, str) and pattern != ""
 
 
 def _configure(

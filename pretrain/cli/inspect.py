@@ -14,35 +14,34 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from pretrain.inspection import Inspection
+    from pretrain.inspection import Example, Inspection
 
-LABELS = {"encoder": "inputs", "decoder": "targets"}
 STYLES = {"text": "", "sentinel": "bold magenta", "special": "dim"}
-NO_LOSS = ("⟦", "⟧")
+NO_LOSS, NO_LOSS_STYLE = ("⟦", "⟧"), "blue"
 
 
 @click.command("inspect", context_settings=options.GIN_CONTEXT)
-@click.argument("run_file", metavar="RUN.gin")
-@click.option("--split", help="Split to read; the one the run trains on unless given.")
+@click.argument("run_file", metavar="RUN.gin|MODEL_DIR")
+@click.option("--split", help="Split to read.  [default: the run's train_split]")
 @click.option(
-    "--examples", type=click.IntRange(min=0), default=4, show_default=True, help="Examples to show."
+    "--examples", type=click.IntRange(min=0), default=4, show_default=True, help="How many to show."
 )
 @click.option(
-    "--batches", type=click.IntRange(min=1), default=20, show_default=True, help="Batches to count."
+    "--batches", type=click.IntRange(min=1), default=20, show_default=True, help="How many to count."
 )
 @options.gin_arguments
 def command(
     run_file: str, split: str | None, examples: int, batches: int, gin_flags: tuple[str, ...]
 ) -> None:
-    """Show the first examples that RUN.gin (or a model dir) feeds its model, and figures of its rows.
+    """Show the first examples a run feeds its model, and figures of its rows and its corpus.
 
     \b
     Example:
       pretrain inspect runs/quickstart.gin --examples 2 --gin.pack=True
     """
+    options.quiet_logs()
     from rich.console import Console
 
-    options.quiet_logs()
     from pretrain import config, inspection
 
     if Path(run_file).is_dir():
@@ -50,121 +49,107 @@ def command(
     else:
         run = config.load(run_file, options.bindings(gin_flags))
     found = inspection.inspect(run, split, batches)
-    console = Console()
+    console = Console(highlight=False)
     if examples:
         _show_examples(console, found, run.vocabulary(), examples)
     packed = "packed" if run.pack else "not packed"
     console.print(
-        f"\n[bold]rows[/]: {len(found.batches):,} batches of {run.batch_size}, split {found.split!r}, {packed}"
+        f"\n[bold]rows[/]: {found.batches:,} batches of {run.batch_size}, split {found.split!r}, {packed}"
     )
     console.print(_rows_table(found))
     console.print("\n[bold]corpus[/]: the documents read so far, before the objective cuts them")
-    console.print(_corpus_table(found, sum(run.lengths.values())))
+    console.print(_corpus_table(found))
 
 
 def _show_examples(
     console: "Console", found: "Inspection", vocabulary: "seqio.Vocabulary", wanted: int
 ) -> None:
-    from pretrain import inspection
-
     start, end = NO_LOSS
     console.print(
-        f"[bold magenta]<extra_id_N>[/] sentinel  [dim]</s>[/] end  ↵ newline  {start}{end} no loss"
+        f"[{STYLES['sentinel']}]<extra_id_N>[/] sentinel, [{STYLES['special']}]</s>[/] end, ↵ newline, "
+        f"[{NO_LOSS_STYLE}]{start} {end}[/] no loss"
     )
-    rows = ((batch, row) for batch in found.batches for row in range(len(next(iter(batch.values())))))
-    shown = 0
-    for number, (batch, row) in enumerate(rows):
-        examples = inspection.row_examples(batch, row)
-        padding = {
-            part: stats.row_length - sum(len(_tokens(example, part)) for example in examples)
-            for part, stats in found.parts.items()
-        }
-        for index, example in enumerate(examples):
-            if shown == wanted:
+    for number, row in enumerate(found.rows):
+        for index, example in enumerate(row):
+            if not wanted:
                 return
-            shown += 1
-            console.rule(f"row {number}, example {index + 1} of {len(examples)}", align="left")
-            last = index + 1 == len(examples)
-            console.print(_example_table(example, vocabulary, padding if last else {}))
+            wanted -= 1
+            padding = {
+                name: stats.row_length - sum(len(other[name]) for other in row)
+                for name, stats in found.features.items()
+                if index + 1 == len(row)
+            }
+            console.rule(f"row {number}, example {index + 1} of {len(row)}", align="left")
+            console.print(_example_table(example, padding, vocabulary))
 
 
-def _example_table(
-    example: "dict[str, np.ndarray]", vocabulary: "seqio.Vocabulary", padding: dict[str, int]
-) -> "Table":
-    """A line for the inputs, then one for the targets; the row's last example ends in the row's padding."""
+def _example_table(example: "Example", padding: dict[str, int], vocabulary: "seqio.Vocabulary") -> "Table":
+    """Inputs, if there are any, then targets, and the `padding` of the row that follows them."""
     from rich.table import Table
 
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for part in dict.fromkeys(name.partition("_")[0] for name in example):
-        ids = _tokens(example, part)
-        text = decoded(ids, example.get(f"{part}_loss_weights"), vocabulary)
-        if padding.get(part):
-            text.append(f"<pad> × {padding[part]}", STYLES["special"])
-        table.add_row(f"[bold]{LABELS.get(part, part)}[/]\n[dim]{len(ids)} tokens[/]", text)
+    for name in ("inputs", "targets"):
+        if name not in example:
+            continue
+        text = decoded(example[name], example["weights"] if name == "targets" else None, vocabulary)
+        if padding.get(name):
+            text.append(f"<pad> x {padding[name]}", STYLES["special"])
+        table.add_row(f"[bold]{name}[/]\n[dim]{len(example[name])} tokens[/]", text)
     return table
 
 
-def _tokens(example: "dict[str, np.ndarray]", part: str) -> "np.ndarray":
-    """What a part is about: what it predicts, or what it reads where it predicts nothing."""
-    targets = f"{part}_target_tokens"
-    return example[targets if targets in example else f"{part}_input_tokens"]
-
-
 def decoded(ids: "np.ndarray", weights: "np.ndarray | None", vocabulary: "seqio.Vocabulary") -> "Text":
-    """Ids [n] as coloured text, what carries no loss (by `weights` [n]) in brackets."""
+    """Ids [n] as coloured text; targets that carry no loss, by `weights` [n], are in brackets."""
     import numpy as np
     from rich.text import Text
 
     from pretrain import inspection
 
-    counts = np.ones(len(ids), bool) if weights is None else np.asarray(weights) > 0
+    carries = np.ones(len(ids), bool) if weights is None else weights > 0
     text = Text()
-    for part in np.split(np.arange(len(ids)), np.flatnonzero(np.diff(counts)) + 1):
-        marks = ("", "") if counts[part].all() else NO_LOSS
-        text.append(marks[0], "blue")
-        for piece in inspection.pieces(ids[part], vocabulary):
-            style = STYLES[piece.kind] or ("" if counts[part].all() else "blue")
+    for stretch in np.split(np.arange(len(ids)), np.flatnonzero(np.diff(carries)) + 1):
+        silent = not carries[stretch].all()
+        text.append(NO_LOSS[0] if silent else "", NO_LOSS_STYLE)
+        for piece in inspection.pieces(ids[stretch], vocabulary):
+            style = STYLES[piece.kind] or (NO_LOSS_STYLE if silent else "")
             text.append(inspection.visible(piece.text), style)
-        text.append(marks[1], "blue")
+        text.append(NO_LOSS[1] if silent else "", NO_LOSS_STYLE)
     return text
 
 
 def _rows_table(found: "Inspection") -> "Table":
-    """A column for each part of the row."""
+    """A column for each feature."""
     import numpy as np
 
-    table = _table(("", *found.parts))
-    parts, made = found.parts.values(), found.truncation
-    losses = [
-        [f"{counts[name]:,}" if (name := LABELS.get(part, part)) in counts else "" for part in found.parts]
-        for counts in (made.cut, made.lost)
-    ]
+    table, made = _table(("", *found.features)), found.truncation
+    shown = list(found.features.items())
     for name, *cells in (
-        ("row length", *(f"{part.row_length:,}" for part in parts)),
-        ("tokens a row", *(f"{part.tokens / part.rows:,.1f}" for part in parts)),
-        ("padding", *(f"{part.padding:.1%}" for part in parts)),
-        ("tokens with loss", *("" if p.weight is None else f"{p.weight / p.tokens:.1%}" for p in parts)),
-        ("examples", *(f"{len(part.lengths):,}" for part in parts)),
-        ("examples a row", *(f"{len(part.lengths) / part.rows:.2f}" for part in parts)),
-        ("tokens an example: least", *(f"{part.lengths.min():,}" for part in parts)),
-        ("    median", *(f"{np.median(part.lengths):,.0f}" for part in parts)),
-        ("    mean", *(f"{part.lengths.mean():,.1f}" for part in parts)),
-        ("    most", *(f"{part.lengths.max():,}" for part in parts)),
-        ("examples that just fill a row", *(f"{part.full:,}" for part in parts)),
-        (f"truncated, of {made.examples:,} made so far", *losses[0]),
-        ("tokens lost to that", *losses[1]),
+        ("row length", *(f"{stats.row_length:,}" for _, stats in shown)),
+        ("tokens a row", *(f"{stats.tokens / stats.rows:,.1f}" for _, stats in shown)),
+        ("padding", *(f"{stats.padding:.1%}" for _, stats in shown)),
+        ("tokens with loss", *("" if s.weight is None else f"{s.weight / s.tokens:.1%}" for _, s in shown)),
+        ("examples", *(f"{len(stats.lengths):,}" for _, stats in shown)),
+        ("examples a row", *(f"{len(stats.lengths) / stats.rows:.2f}" for _, stats in shown)),
+        ("tokens an example: least", *(f"{stats.lengths.min():,}" for _, stats in shown)),
+        ("    median", *(f"{np.median(stats.lengths):,.0f}" for _, stats in shown)),
+        ("    mean", *(f"{stats.lengths.mean():,.1f}" for _, stats in shown)),
+        ("    most", *(f"{stats.lengths.max():,}" for _, stats in shown)),
+        ("examples that just fill a row", *(f"{stats.full:,}" for _, stats in shown)),
+        (f"truncated, of {made.examples:,} made so far", *(f"{made.cut[name]:,}" for name, _ in shown)),
+        ("tokens lost to that", *(f"{made.lost[name]:,}" for name, _ in shown)),
     ):
         table.add_row(name, *cells)
     return table
 
 
-def _corpus_table(found: "Inspection", row_length: int) -> "Table":
-    """A row for each task. Most documents are longer than a row; that they are cut loses nothing of them."""
+def _corpus_table(found: "Inspection") -> "Table":
+    """A row for each task."""
     import numpy as np
 
-    longer = f"over {row_length:,} tokens"
+    row = sum(stats.row_length for stats in found.features.values())
+    longer = f"over {row:,} tokens"
     table = _table(("", "documents", "mean tokens", "median", "mean bytes", "bytes a token", longer))
     for corpus in found.corpora:
         tokens, spelled = corpus.tokens, corpus.bytes
@@ -175,7 +160,7 @@ def _corpus_table(found: "Inspection", row_length: int) -> "Table":
             f"{np.median(tokens):,.0f}",
             f"{spelled.mean():,.0f}",
             f"{spelled.sum() / max(tokens.sum(), 1):.2f}",
-            f"{(tokens > row_length).mean():.0%}",
+            f"{(tokens > row).mean():.0%}",
         )
     return table
 

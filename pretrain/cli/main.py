@@ -59,14 +59,26 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
         cli.main(arguments, prog_name="pretrain", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        sys.exit(2)
     except (InputError, click.ClickException) as error:
         if debug:
             raise
-        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
-        click.echo(f"pretrain: {message}", err=True)
+        click.echo(f"pretrain: {_sentence(error)}", err=True)
         sys.exit(2)
     except click.Abort:
         sys.exit(1)
+
+
+def _sentence(error: InputError | click.ClickException) -> str:
+    """What is wrong; for a command line that click refused, also where its options are listed."""
+    if not isinstance(error, click.ClickException):
+        return str(error)
+    message = error.format_message()
+    if isinstance(error, click.UsageError) and error.ctx:
+        message = f"{message.rstrip('.')}; see `{error.ctx.command_path} -h`."
+    return message
 
 
 if __name__ == "__main__":

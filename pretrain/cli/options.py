@@ -34,7 +34,9 @@ def bindings(flags: tuple[str, ...]) -> list[str]:
     while rest:
         flag = rest.pop(0)
         if not flag.startswith("--gin."):
-            raise InputError(f"Unexpected argument {flag!r}; settings are given as --gin.NAME=VALUE.")
+            raise InputError(
+                f"Unexpected argument {flag!r}: settings are given as --gin.NAME=VALUE, options as -h shows."
+            )
         name, equals, value = flag.removeprefix("--gin.").partition("=")
         if not equals:
             if not rest:
@@ -51,6 +53,6 @@ def model_dir_run(model_dir: Path, flags: tuple[str, ...] = ()) -> "RunConfig":
     path = model_dir / config.FILE
     if not path.is_file():
         raise InputError(
-            f"{model_dir} is not a model dir: it has no {config.FILE}. Give the --model-dir of a `pretrain train`."
+            f"{model_dir} is not a model dir (it has no {config.FILE}): give the --model-dir of a training."
         )
     return config.load(path, bindings(flags))

@@ -32,7 +32,10 @@ def quiet_logs() -> None:
     """Libraries speak when something is wrong, not to tell that it is not."""
     import_tensorflow()
     import absl.logging
+    import tensorflow_datasets as tfds
 
+    if not sys.stderr.isatty():  # its bars draw over themselves, which a file cannot
+        tfds.disable_progress_bar()
     absl.logging.set_verbosity(absl.logging.ERROR)
     for name in ("absl", "orbax", "jax", "tensorflow", "tensorflow_datasets"):
         logging.getLogger(name).setLevel(logging.ERROR)

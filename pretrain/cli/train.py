@@ -1,7 +1,10 @@
 """pretrain train"""
 
+import contextlib
+import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -32,19 +35,21 @@ def command(run_file: str, model_dir: Path, allow_config_change: bool, gin_flags
 
     run, text = config.load_with_text(run_file, options.bindings(gin_flags))
     model_dirs.refuse_other_things(model_dir)
-    if not allow_config_change:
+    if allow_config_change:
+        model_dirs.refuse_other_data(model_dir, text, config.data_difference)
+    else:
         model_dirs.refuse_another_run(model_dir, text, config.difference)
     console = Console()
     if model_dirs.latest_step(model_dir) >= run.steps:
         console.print(f"{model_dir} is complete: step {run.steps:,} of {run.steps:,}. Nothing to do.")
         return
     observer = ConsoleObserver(console)
-    stopping = _stop_on_signals()
     try:
-        last = loop.train(run, text, model_dir, observer, lambda: bool(stopping))
+        with interrupts() as received:
+            last = loop.train(run, text, model_dir, observer, lambda: bool(received))
     except loop.Diverged as error:
         observer.stop()
-        console.print(f"{error} The last good checkpoint is untouched.", style="red")
+        click.echo(f"pretrain: {error} {_what_is_left(model_dirs.latest_step(model_dir))}", err=True)
         sys.exit(1)
     finally:
         observer.stop()
@@ -54,13 +59,23 @@ def command(run_file: str, model_dir: Path, allow_config_change: bool, gin_flags
         console.print(f"Done: step {last:,}. Next: pretrain evaluate {model_dir}")
 
 
-def _stop_on_signals() -> list[int]:
-    """Fills up with the signals that asked the run to stop; the second Ctrl-C ends it at once."""
+def _what_is_left(step: int) -> str:
+    kept = f"The last good checkpoint, of step {step}, is kept" if step else "There was no checkpoint yet"
+    return f"{kept}; lower the learning rate or clip_norm, or look at the data of that step."
+
+
+@contextlib.contextmanager
+def interrupts() -> Iterator[list[int]]:
+    """Fills up with the Ctrl-C that asked the run to stop; a second one ends it at once."""
     received: list[int] = []
 
     def handle(number: int, _frame: object) -> None:
         received.append(number)
         signal.signal(number, signal.SIG_DFL)
+        os.write(2, b"\npretrain: saving after this step, then stopping; Ctrl-C again ends at once.\n")
 
-    signal.signal(signal.SIGINT, handle)
-    return received
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,24 +18,51 @@ from pretrain.training.step import Programs, programs
 CONFIG = "config.gin"
 
 
-def refuse_another_run(
-    model_dir: Path, config_text: str, difference: Callable[[str, str], list[str]]
-) -> None:
-    """Raises InputError if `model_dir` holds a run with another config (with what differs)."""
-    path = model_dir / CONFIG
-    if path.is_file() and (changes := difference(path.read_text(), config_text)):
+Difference = Callable[[str, str], list[str]]
+
+
+def refuse_another_run(model_dir: Path, config_text: str, difference: Difference) -> None:
+    """Raises InputError if `model_dir` holds a run with another config (with what differs).
+
+    A run without a checkpoint has nothing to lose: whoever mends its config may start it again.
+    """
+    if changes := _changes(model_dir, config_text, difference):
         raise InputError(
-            f"{model_dir} holds a run with another config ({path.name} is -, this command is +): "
-            f"{'; '.join(changes)}. Use the same settings, another --model-dir, or --allow-config-change."
+            f"{model_dir} holds a run with another config ({CONFIG} is -, this command is +): "
+            f"{'; '.join(changes)}: use the same settings, another --model-dir, or --allow-config-change."
         )
 
 
+def refuse_other_data(model_dir: Path, config_text: str, difference: Difference) -> None:
+    """Raises InputError if `model_dir` holds a run over other data: its place in them means nothing in these.
+
+    TensorFlow would restore it all the same, and go on with the files and the buffers of before.
+    """
+    if changes := _changes(model_dir, config_text, difference):
+        raise InputError(
+            f"{model_dir} holds a run whose place in its data cannot be kept when these settings change: "
+            f"{', '.join(changes)}: give them as they were, or another --model-dir."
+        )
+
+
+def _changes(model_dir: Path, config_text: str, difference: Difference) -> list[str]:
+    return difference((model_dir / CONFIG).read_text(), config_text) if latest_step(model_dir) else []
+
+
 def refuse_other_things(model_dir: Path) -> None:
-    """Raises InputError if `model_dir` is there but neither empty nor a model dir."""
-    if (model_dir / CONFIG).is_file() or not model_dir.exists():
+    """Raises InputError unless `model_dir` is a model dir, or could become one."""
+    if (model_dir / CONFIG).is_file():
         return
-    if not model_dir.is_dir() or any(model_dir.iterdir()):
-        raise InputError(f"{model_dir} is not empty and not a model dir; give a new or empty --model-dir.")
+    if model_dir.is_dir():
+        if any(path.name != f"{CONFIG}.tmp" for path in model_dir.iterdir()):
+            raise InputError(
+                f"{model_dir} is not empty and not a model dir; give a new or empty --model-dir."
+            )
+        return
+    place = next(path for path in (model_dir, *model_dir.absolute().parents) if path.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        trouble = "cannot be written to" if place.is_dir() else "is not a directory"
+        raise InputError(f"{model_dir} cannot be made, since {place} {trouble}; give another --model-dir.")
 
 
 def claim(model_dir: Path, config_text: str) -> None:

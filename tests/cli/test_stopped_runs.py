@@ -1,0 +1,117 @@
+"""Runs that stop: refused and corrected, changed on purpose, not finite, interrupted."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pretrain import config
+from pretrain.cli.train import interrupts
+
+pytestmark = pytest.mark.usefixtures("own_directory")
+
+
+def lines(name: str) -> list[dict]:
+    path = Path("model") / name
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def trained() -> list[int]:
+    return [line["step"] for line in lines("ledger.jsonl")]
+
+
+def events() -> list[tuple[int, str]]:
+    return [(line["step"], line["event"]) for line in lines("metrics.jsonl") if line["kind"] == "event"]
+
+
+def saved() -> list[int]:
+    return sorted(int(path.name) for path in Path("model/checkpoints").iterdir())
+
+
+def test_other_settings_go_on_where_they_are_allowed(resume):
+    result = resume("--allow-config-change", settings={"STEPS": 3, "optim.Cosine.peak": 0.5})
+    assert result.code == 0, result
+    assert "Done: step 3" in result.out
+    assert saved() == [2, 3]
+
+
+def test_a_run_without_checkpoints_gives_way_to_the_corrected_one(resume):
+    shutil.rmtree("model/checkpoints")
+    result = resume(settings={"optim.Cosine.peak": 0.5, "STEPS": 1})
+    assert result.code == 0, result
+    assert "optim.Cosine.peak = 0.5" in Path("model/config.gin").read_text()
+    assert saved() == [1]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(resume):
+    config_before = Path("model/config.gin").read_text()
+    result = resume("--allow-config-change", settings={"STEPS": 20, "optim.Cosine.peak": 1e30})
+    assert result.code == 1
+    said = r"pretrain: The (loss|gradient norm) of step [45] is (nan|inf)\. "
+    assert re.fullmatch(said + r"The last good checkpoint, of step 2, is kept; [^\n]*\n", result.err)
+    assert saved() == [2]
+    assert "Traceback" not in result.out
+    if Path("model/config.gin").read_text() == config_before:
+        assert "complete: step 2 of 2" in resume().out
+
+
+def test_an_interrupt_saves_and_the_run_goes_on_from_there(call, small, text):
+    """The text has a line that is not UTF-8, which is mended and counted on the way."""
+    text.write_bytes(text.read_bytes() + b"\nbad \xff\n")
+    arguments = ["train", "runs/text_files_causal_lm.gin", "--model-dir", Path("model").absolute()]
+    arguments += [*small("causal", text), "--gin.log_period=1000", "--gin.STEPS=1000000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pretrain.cli.main", *arguments],
+        cwd=config.shipped().parent,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while process.poll() is None and len(trained()) < 3:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "Ctrl-C again ends at once" in err
+    assert "text_files: 1 of 201 documents held text that is not UTF-8, now U+FFFD" in err
+    stopped = int(re.search(r"Stopped and saved at step ([\d,]+)", out)[1].replace(",", ""))
+    assert saved() == [stopped]
+    assert trained() == list(range(1, stopped + 1))
+    assert events()[-1] == (stopped, "stopped")
+
+    result = call(*arguments, "--allow-config-change", settings={"STEPS": stopped + 1})
+    assert result.code == 0, result
+    assert trained() == list(range(1, stopped + 2))
+    assert events()[-2:] == [(stopped, "resumed"), (stopped + 1, "finished")]
+
+
+def test_a_second_interrupt_ends_at_once():
+    program = (
+        "import signal\n"
+        "from pretrain.cli import train\n"
+        "with train.interrupts() as received:\n"
+        "    signal.raise_signal(signal.SIGINT)\n"
+        "    print(received == [signal.SIGINT], flush=True)\n"
+        "    signal.raise_signal(signal.SIGINT)\n"
+        "    print('still here', flush=True)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=config.shipped().parent, capture_output=True, text=True
+    )
+    assert done.returncode == -signal.SIGINT
+    assert done.stdout == "True\n"
+
+
+def test_what_an_interrupt_did_before_a_run_it_does_after_it():
+    before = signal.getsignal(signal.SIGINT)
+    with interrupts():
+        assert signal.getsignal(signal.SIGINT) is not before
+    assert signal.getsignal(signal.SIGINT) is before

@@ -1,0 +1,171 @@
+"""Gin files become runs, bindings change them, and the text kept in a model dir rebuilds them."""
+
+import dataclasses
+import inspect
+import re
+import subprocess
+import sys
+
+import pytest
+import sentencepiece
+
+from pretrain import config, optim
+from pretrain.errors import InputError
+from pretrain.objectives import SpanCorruption
+
+SHIPPED = sorted(path.name for path in config.shipped().glob("runs/*.gin"))
+
+MY_TASKS = """
+import seqio
+
+seqio.TaskRegistry.add(
+    "my_corpus",
+    source=seqio.TextLineDataSource({"train": "train.txt", "validation": "train.txt"}),
+    preprocessors=[
+        lambda dataset: dataset.map(lambda line: {"targets": line}),
+        seqio.preprocessors.tokenize,
+        seqio.CacheDatasetPlaceholder(),
+    ],
+    output_features={"targets": seqio.Feature(seqio.ByteVocabulary(extra_ids=100), add_eos=True)},
+)
+"""
+
+MY_RUN = """
+from __gin__ import dynamic_registration
+import my_tasks
+from pretrain import run
+
+include 'runs/quickstart.gin'
+
+STEPS = 7
+run.RunConfig.task = 'my_corpus'
+"""
+
+
+def values(value):
+    """A run as comparable values: a task, which is made anew, is told by its name and features."""
+    if dataclasses.is_dataclass(value):
+        fields = dataclasses.fields(value)
+        return type(value), {field.name: values(getattr(value, field.name)) for field in fields}
+    if hasattr(value, "output_features"):
+        return value.name, dict(value.output_features)
+    return value
+
+
+def test_bindings_name_macros_fields_and_anything_else():
+    run = config.load(
+        "runs/quickstart.gin",
+        bindings=[
+            "STEPS = 20",
+            "batch_size = 4",
+            "pack=True",
+            "span_corruption.SpanCorruption.noise_density = 0.2",
+            "lengths = {'inputs': 64,\n 'targets': 32}",
+        ],
+    )
+    assert (run.steps, run.batch_size, run.pack) == (20, 4, True)
+    assert run.optimizer.schedule.total_steps == 20  # a macro goes wherever the file uses it
+    assert run.objective == SpanCorruption(noise_density=0.2)
+    assert run.lengths == {"inputs": 64, "targets": 32}
+    assert config.load("runs/quickstart.gin", bindings=["steps = 10"]).steps == 10
+    assert config.load("runs/quickstart.gin", bindings=["STEPS = 5", "STEPS = 6"]).steps == 6
+
+
+def test_a_binding_may_refer_to_what_the_file_does_not_use():
+    bindings = ["optimizer = @optim.Adafactor()", "optim.Adafactor.schedule = @optim.Constant()"]
+    run = config.load("runs/quickstart.gin", [*bindings, "optim.Constant.peak = 1"])
+    assert run.optimizer == optim.Adafactor(schedule=optim.Constant(peak=1))
+
+
+def test_one_load_leaves_nothing_for_the_next():
+    plain = config.load_with_text("runs/quickstart.gin")
+    config.load("runs/quickstart_causal_lm.gin", ["STEPS = 3", "optim.AdamW.b1 = 0.5"])
+    again = config.load_with_text("runs/quickstart.gin")
+    assert plain[1] == again[1]
+    assert values(plain[0]) == values(again[0])
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_run_builds_and_its_text_builds_it_again(name, tmp_path, request):
+    bindings = ["STEPS = 30", "BATCH_SIZE = 24", "SEED = 5"]
+    if name.startswith("text_files"):
+        bindings += ["FILES = ['/data/a*.txt', '/data/b.jsonl']", "FIELD = 'body'"]
+    if name.startswith("c4"):
+        bindings.append(f"VOCABULARY_FILE = '{request.getfixturevalue('vocabulary_file')}'")
+    run, text = config.load_with_text(f"runs/{name}", bindings)
+    assert (run.steps, run.batch_size, run.seed) == (30, 24, 5)
+    run.objective.check(run.lengths, run.vocabulary())
+    (tmp_path / "config.gin").write_text(text)
+    again, again_text = config.load_with_text(tmp_path / "config.gin")
+    assert again_text == text
+    assert values(again) == values(run)
+    assert "include" not in text
+    # Every setting is there, with the defaults of today, whatever they become.
+    assert re.search(r"(?m)^run\.RunConfig\.shuffle_buffer = 1000$", text)
+    changed = config.load(tmp_path / "config.gin", ["steps = 40"])
+    assert changed.steps == 40
+
+
+@pytest.fixture(scope="module")
+def vocabulary_file(tmp_path_factory):
+    """A small SentencePiece model with T5's special ids."""
+    prefix = tmp_path_factory.mktemp("vocabulary") / "pieces"
+    lines = inspect.getsource(sentencepiece).splitlines()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_prefix=str(prefix), vocab_size=300, pad_id=0, eos_id=1, unk_id=2,
+        bos_id=-1, minloglevel=2,
+    )  # fmt: skip
+    return f"{prefix}.model"
+
+
+def test_the_users_own_task_is_imported_from_where_they_stand(tmp_path):
+    (tmp_path / "my_tasks.py").write_text(MY_TASKS)
+    (tmp_path / "my_run.gin").write_text(MY_RUN)
+    program = (
+        "from pretrain import config\n"
+        "run, text = config.load_with_text('my_run.gin', ['pack = True'])\n"
+        "open('config.gin', 'w').write(text)\n"
+        "again = config.load('config.gin')\n"
+        "assert again.corpus().name == run.corpus().name == 'my_corpus', again\n"
+        "assert (run.steps, run.pack) == (again.steps, again.pack) == (7, True)\n"
+        "run.check()\n"
+    )
+    environment = {"PYTHONPATH": str(config.shipped().parent), "PATH": "", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_difference_names_what_changed_and_no_comment():
+    old, new = (config.load_with_text("runs/quickstart.gin", [f"SEED = {seed}"])[1] for seed in (1, 2))
+    assert config.difference(old, old) == []
+    assert config.difference(old, new) == ["- SEED = 1", "+ SEED = 2"]
+    assert config.difference(old, "# a comment\n\n" + old) == []
+
+
+@pytest.mark.parametrize(
+    ("bindings", "changed"),
+    [
+        ([], []),
+        (["STEPS = 9", "optim.Cosine.peak = 1.0", "eval_batches = 3", "mesh = None"], None),
+        (["STEPS = 9", "optim.Cosine.peak = 1.0", "eval_batches = 3"], []),
+        (["span_corruption.SpanCorruption.z_loss = 1e-4"], []),
+        (["SEED = 4"], ["SEED"]),
+        (["text_files.task.field = 'body'", "BATCH_SIZE = 8"], ["BATCH_SIZE", "text_files.task.field"]),
+        (
+            ["span_corruption.SpanCorruption.noise_density = 0.3"],
+            ["span_corruption.SpanCorruption.noise_density"],
+        ),
+    ],
+)
+def test_data_difference_names_what_the_batches_come_from(bindings, changed):
+    def text(*more):
+        return config.load_with_text("runs/text_files.gin", ["FILES = '/data/*.txt'", *more])[1]
+
+    if changed is None:
+        with pytest.raises(InputError, match="--gin.mesh is None, but it takes an instance of MeshConfig"):
+            text(*bindings)
+    else:
+        assert set(changed) <= set(config.data_difference(text(), text(*bindings)))
+        assert bool(changed) == bool(config.data_difference(text(), text(*bindings)))
