@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -25,13 +25,11 @@ def evaluate(
     run: RunConfig, eval_step: EvalStep, params: Params, mesh: jax.sharding.Mesh, split: str | None = None
 ) -> dict[str, float]:
     """Figures over `run.eval_batches` batches of `split` (None: all of it), the same examples every time."""
-    sums: list[Mapping[str, float]] = []
-    for batch in held_out(run, split):
-        sums.append(eval_step(params, pipeline.to_devices(batch, mesh, run.rules)))
+    sums = [eval_step(params, pipeline.to_devices(batch, mesh, run.rules)) for batch in held_out(run, split)]
     return metrics.figures(metrics.add(jax.device_get(sums)))
 
 
-def held_out(run: RunConfig, split: str | None = None):
+def held_out(run: RunConfig, split: str | None = None) -> Iterator[pipeline.Batch]:
     """This process's batches of an evaluation; all processes get as many, the short ones padding."""
     batches = pipeline.batches(run, split, training=False)
     first = next(batches)

@@ -4,6 +4,7 @@ A schedule is called with the step (0 is the first update) and returns the learn
 """
 
 import dataclasses
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -202,12 +203,12 @@ def per_layer(transform: optax.GradientTransformation) -> optax.GradientTransfor
         return jax.tree_util.tree_map_with_path(lambda path, p: on_leaf(path, transform.init)(p), params)
 
     def update(updates, state, params):
-        leaves, structure = jax.tree_util.tree_flatten_with_path(updates)
-        states, params = structure.flatten_up_to(state), structure.flatten_up_to(params)
-        pairs = [
-            on_leaf(path, transform.update)(update, leaf_state, param)
-            for (path, update), leaf_state, param in zip(leaves, states, params, strict=True)
-        ]
-        return tuple(structure.unflatten(part) for part in zip(*pairs, strict=True))
+        pairs = jax.tree_util.tree_map_with_path(
+            lambda path, *leaf: on_leaf(path, transform.update)(*leaf), updates, state, params
+        )
+        return tuple(
+            jax.tree.map(operator.itemgetter(part), pairs, is_leaf=lambda node: isinstance(node, tuple))
+            for part in (0, 1)
+        )
 
     return optax.GradientTransformation(init, update)

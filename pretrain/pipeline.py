@@ -4,6 +4,7 @@ Every process reads its own share of the data and makes its own rows of the glob
 """
 
 import hashlib
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -18,13 +19,10 @@ from pretrain.run import RunConfig
 
 Batch = Mapping[str, np.ndarray]
 
-# TensorFlow only reads data here; left alone it would take all of a GPU's memory.
-tf.config.set_visible_devices([], "GPU")
-
 
 def examples(run: RunConfig, split: str, *, training: bool, shard: seqio.ShardInfo) -> tf.data.Dataset:
-    """Rows of model features: this shard of the split, shuffled and endless when training, else once in order."""
-    bound = run.objective.bind(run.corpus())
+    """Rows of model features of this shard of the split: shuffled and endless, or once and in order."""
+    bound = run.objective.bind(run.corpus(), run.shuffle_buffer)
     dataset = bound.get_dataset(
         sequence_length=dict(run.lengths),
         split=split,
@@ -35,7 +33,6 @@ def examples(run: RunConfig, split: str, *, training: bool, shard: seqio.ShardIn
         num_epochs=None if training else 1,
         # An in-memory cache would be written into every checkpoint of the iterator.
         try_in_mem_cache=False,
-        **({"shuffle_buffer_size": run.shuffle_buffer} if isinstance(bound, seqio.Task) else {}),
     )
     return run.objective.converter(run.pack)(dataset, task_feature_lengths=dict(run.lengths))
 
@@ -78,6 +75,17 @@ class Batches(Iterator[Batch]):
     def save(self, path: Path) -> None:
         """Writes the position (TensorFlow's own format, a few files that begin with `path`)."""
         tf.train.Checkpoint(iterator=self._iterator).write(str(path))
+
+    def check_saveable(self) -> None:
+        """Raises InputError if the position cannot be saved; better known before training than at a save."""
+        with tempfile.TemporaryDirectory() as directory:
+            try:
+                self.save(Path(directory) / "iterator")
+            except tf.errors.FailedPreconditionError as error:
+                raise InputError(
+                    f"The position in {self._name} cannot be saved, so the run could not be resumed: its "
+                    f"pipeline uses from_generator, py_function or another stateful step ({error.message})."
+                ) from error
 
     def restore(self, path: Path) -> None:
         """Continues where the iterator that wrote `path` stood."""

@@ -12,6 +12,7 @@ if [ $# -gt 0 ] && [[ "$1" != --* ]]; then
 fi
 ./scripts/setup.sh
 pretrain=.venv/bin/pretrain
+trap 'exit 130' INT  # a training run stopped with Ctrl-C has saved; do not go on to evaluate it
 "$pretrain" train runs/quickstart.gin --model-dir "$model_dir" "$@"
 "$pretrain" evaluate "$model_dir" --examples 3
 

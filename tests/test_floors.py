@@ -94,7 +94,7 @@ def broken(path: Path):
             yield f"{path}:{line} {room} (floor {FLOORS[room]}) imports {target} (floor {FLOORS[target]})"
         top = imported.split(".")[0]
         if top in OUTSIDE and room_of(module, OUTSIDE[top]) is None:
-            yield f"{path}:{line} only {', '.join(OUTSIDE[top])} imports {top}"
+            yield f"{path}:{line} only {', '.join(sorted(OUTSIDE[top]))} imports {top}"
         if top in NEVER.get(room_of(module, NEVER) or "", ()):
             yield f"{path}:{line} {room} knows nothing of {top}"
 

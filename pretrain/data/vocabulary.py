@@ -8,6 +8,8 @@ import seqio
 
 from pretrain.errors import InputError
 
+Ids = Sequence[int] | np.ndarray
+
 _SPACE = "\u2581"  # SentencePiece writes a space as this
 
 
@@ -65,14 +67,15 @@ def parse(text: str, vocabulary: seqio.Vocabulary) -> list[int]:
     return ids
 
 
-def readable(ids: Sequence[int], vocabulary: seqio.Vocabulary) -> str:
+def readable(ids: Ids, vocabulary: seqio.Vocabulary) -> str:
     """The text of `ids`, sentinels spelled `<extra_id_N>`; padding and EOS are left out. Undoes `parse`.
 
     >>> readable([100, 357, 101, 1, 0], seqio.ByteVocabulary(extra_ids=100))
     'a<extra_id_1>b'
     """
     first_sentinel = vocabulary.vocab_size - num_sentinels(vocabulary)
-    text, run = "", []
+    text = ""
+    run: list[int] = []
     for token in [int(token) for token in ids]:
         if token >= first_sentinel:
             text += vocabulary.decode(run) + f"<extra_id_{vocabulary.vocab_size - 1 - token}>"

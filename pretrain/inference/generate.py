@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -52,7 +52,7 @@ def generate(
 
 
 def generate_tokens(
-    run: RunConfig, params: state.Params, mesh: jax.sharding.Mesh, prompts: Sequence[Sequence[int]], *,
+    run: RunConfig, params: state.Params, mesh: jax.sharding.Mesh, prompts: Sequence[vocabularies.Ids], *,
     max_tokens: int | None = None, sampling: Sampling | None = None, seed: int = 0,
 ) -> list[np.ndarray]:  # fmt: skip
     """Token ids for token ids: int32 [new tokens] for each prompt, up to and with EOS."""
@@ -67,12 +67,12 @@ def generate_tokens(
         raise InputError("A prompt is empty; give at least one token of text.")
     if longest > limit or max_tokens > room:
         raise InputError(
-            f"A prompt of {longest} tokens and {max_tokens} new ones do not fit the lengths the model was trained "
-            f"on, {dict(run.lengths)}; shorten the prompt to {limit} tokens or lower --max-tokens."
+            f"A prompt of {longest} tokens and {max_tokens} new ones do not fit the lengths the model was "
+            f"trained on, {dict(run.lengths)}; shorten the prompt to {limit} tokens or lower --max-tokens."
         )
     rules = run.rules
     rows = -len(prompts) % _shares(mesh, rules) + len(prompts)
-    padded, real = _pad([*prompts, *prompts[:1] * (rows - len(prompts))], left=not encodes)
+    padded, real = _pad([*prompts, *[prompts[0]] * (rows - len(prompts))], left=not encodes)
     program = _program(run, max_tokens, sampling or Sampling())
     placed = jax.device_put((padded, real), sharding.named(mesh, rules, ("batch", "length")))
     tokens = jax.device_get(program(params, *placed, jax.random.key(seed)))
@@ -84,7 +84,7 @@ def _shares(mesh: jax.sharding.Mesh, rules: sharding.Rules) -> int:
     return int(np.prod([mesh.shape[axis] for axis in axes if axis]))
 
 
-def _pad(prompts: Sequence[Sequence[int]], *, left: bool) -> tuple[np.ndarray, np.ndarray]:
+def _pad(prompts: Sequence[vocabularies.Ids], *, left: bool) -> tuple[np.ndarray, np.ndarray]:
     """int32 [B, P] tokens and 1 where they are real; a decoder's (left) also begin with BOS."""
     rows = [[decoding.BOS, *prompt] if left else list(prompt) for prompt in prompts]
     width = -(-max(map(len, rows)) // LENGTH_STEP) * LENGTH_STEP
@@ -95,7 +95,7 @@ def _pad(prompts: Sequence[Sequence[int]], *, left: bool) -> tuple[np.ndarray, n
     return tokens, real
 
 
-def _program(run: RunConfig, max_tokens: int, sampling: Sampling):
+def _program(run: RunConfig, max_tokens: int, sampling: Sampling) -> Callable[..., jax.Array]:
     """The jitted (params, tokens [B, P], real [B, P], key) -> new tokens [B, T] of a run."""
     graph, vocabulary = state.graph(run.model), run.vocabulary()
     common = {
@@ -105,7 +105,7 @@ def _program(run: RunConfig, max_tokens: int, sampling: Sampling):
         "sampling": sampling,
     }
     if run.model.family == "encoder_decoder":
-        decode = functools.partial(decoding.infill, **common)
+        decode: Callable[..., jax.Array] = functools.partial(decoding.infill, **common)
     else:
         decode = functools.partial(
             decoding.continue_prompt, bidirectional_prompt=run.objective.bidirectional_prompt, **common

@@ -14,6 +14,7 @@ from pretrain.models import layers
 from pretrain.parallel import sharding
 
 Cache = dict[str, jax.Array]
+NO_CACHE: Cache = {}
 
 HEADS = ("batch", "length", "heads", "head_dim")
 
@@ -34,7 +35,7 @@ def causal(length: int, prefix_BL: jax.Array | None = None) -> jax.Array:
 
 
 class RelativeBias(nnx.Module):
-    """T5's relative position bias: one learned number for each head and bucket of distances, shared by layers.
+    """T5's relative position bias: a learned number for each head and bucket of distances, shared by layers.
 
     Half of the buckets (per direction) hold one distance each, the rest grow logarithmically up to
     `max_distance` (https://arxiv.org/abs/1910.10683, section 2.1).
@@ -105,10 +106,10 @@ class Attention(nnx.Module):
         return layers.rotate(y_BLNH, positions_BL, self.theta)
 
     def __call__(
-        self, x_BQD: jax.Array, memory_BKD: jax.Array, *, mask_BQK: jax.Array, bias_NQK: jax.Array | None = None,
-        positions_BQ: jax.Array | None = None, key: jax.Array | None = None,
-        cache: Cache | None = None, index: jax.Array | int = 0,
-    ) -> tuple[jax.Array, Cache | None]:  # fmt: skip
+        self, x_BQD: jax.Array, memory_BKD: jax.Array, *, mask_BQK: jax.Array,
+        bias_NQK: jax.Array | None = None, positions_BQ: jax.Array | None = None,
+        key: jax.Array | None = None, cache: Cache = NO_CACHE, index: jax.Array | int = 0,
+    ) -> tuple[jax.Array, Cache]:  # fmt: skip
         """Returns [B, Q, D] and the cache with this call's keys and values written at `index`.
 
         With a cache, `mask` and `bias` run over all of its K positions.
@@ -116,7 +117,7 @@ class Attention(nnx.Module):
         query = self.project(x_BQD, self.query, positions_BQ)
         keys = self.project(memory_BKD, self.key, positions_BQ)
         value = self.project(memory_BKD, self.value, None)
-        if cache is not None:
+        if cache:
             start = (0, index, 0, 0)
             keys = jax.lax.dynamic_update_slice(cache["key"], keys.astype(cache["key"].dtype), start)
             value = jax.lax.dynamic_update_slice(cache["value"], value.astype(cache["value"].dtype), start)

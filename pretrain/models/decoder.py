@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from pretrain.models import attention, layers
@@ -84,8 +83,8 @@ class Decoder(nnx.Module):
 
     def hidden(
         self, tokens_BL: jax.Array, *, mask: jax.Array, positions_BL: jax.Array,
-        key: jax.Array | None = None, cache: attention.Cache | None = None, index: jax.Array | int = 0,
-    ) -> tuple[jax.Array, attention.Cache | None]:  # fmt: skip
+        key: jax.Array | None = None, cache: attention.Cache = attention.NO_CACHE, index: jax.Array | int = 0,
+    ) -> tuple[jax.Array, attention.Cache]:  # fmt: skip
         x_BLD = self.embedding(tokens_BL, DTYPES[self.config.dtype])
         return self.stack(
             x_BLD, mask_BLK=mask, bias_NLK=None, positions_BL=positions_BL, key=key, cache=cache, index=index

@@ -117,10 +117,11 @@ class EncoderDecoder(nnx.Module):
         return x_BED
 
     def hidden(
-        self, tokens_BL: jax.Array, encoded_BED: jax.Array, *, mask_BLK: jax.Array, memory_mask_BLE: jax.Array,
-        positions_L: jax.Array, key_positions_K: jax.Array, key: jax.Array | None = None,
-        cache: attention.Cache | None = None, index: jax.Array | int = 0,
-    ) -> tuple[jax.Array, attention.Cache | None]:  # fmt: skip
+        self, tokens_BL: jax.Array, encoded_BED: jax.Array, *, mask_BLK: jax.Array,
+        memory_mask_BLE: jax.Array, positions_L: jax.Array, key_positions_K: jax.Array,
+        key: jax.Array | None = None, cache: attention.Cache = attention.NO_CACHE,
+        index: jax.Array | int = 0,
+    ) -> tuple[jax.Array, attention.Cache]:  # fmt: skip
         return self.decoder(
             self.embedding(tokens_BL, DTYPES[self.config.dtype]),
             mask_BLK=mask_BLK,

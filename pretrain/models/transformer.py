@@ -106,10 +106,10 @@ class Block(nnx.Module):
         self.config = config
 
     def __call__(
-        self, x_BLD: jax.Array, key: jax.Array | None, cache: attention.Cache | None, *,
+        self, x_BLD: jax.Array, key: jax.Array | None, cache: attention.Cache, *,
         index: jax.Array | int, mask: jax.Array, bias: jax.Array | None, positions: jax.Array,
         memory: jax.Array | None, memory_mask: jax.Array | None,
-    ) -> tuple[jax.Array, attention.Cache | None]:  # fmt: skip
+    ) -> tuple[jax.Array, attention.Cache]:  # fmt: skip
         keys = layers.split(key, 6)
         drop = self.config.dropout
         h = self.attention_norm(x_BLD)
@@ -117,7 +117,7 @@ class Block(nnx.Module):
             h, h, mask_BQK=mask, bias_NQK=bias, positions_BQ=positions, key=keys[0], cache=cache, index=index
         )
         x_BLD += layers.dropout(h, drop, keys[1])
-        if memory is not None:
+        if memory is not None and memory_mask is not None:
             h, _ = self.cross_attention(self.cross_norm(x_BLD), memory, mask_BQK=memory_mask, key=keys[2])
             x_BLD += layers.dropout(h, drop, keys[3])
         h = self.mlp(self.mlp_norm(x_BLD), keys[4])
@@ -149,8 +149,8 @@ class Stack(nnx.Module):
     def __call__(
         self, x_BLD: jax.Array, *, mask_BLK: jax.Array, bias_NLK: jax.Array | None, positions_BL: jax.Array,
         memory_BKD: jax.Array | None = None, memory_mask_BLK: jax.Array | None = None,
-        key: jax.Array | None = None, cache: attention.Cache | None = None, index: jax.Array | int = 0,
-    ) -> tuple[jax.Array, attention.Cache | None]:  # fmt: skip
+        key: jax.Array | None = None, cache: attention.Cache = attention.NO_CACHE, index: jax.Array | int = 0,
+    ) -> tuple[jax.Array, attention.Cache]:  # fmt: skip
         """Hidden states [B, L, D] after the final norm, and the caches with this call's keys and values."""
         first, last, scanned = layers.split(key, 3)
         layer_keys = None if scanned is None else jax.random.split(scanned, self.config.num_layers)

@@ -12,7 +12,7 @@ import abc
 import dataclasses
 import numbers
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import seqio
@@ -110,28 +110,31 @@ class Objective(abc.ABC):
         return vocabularies.parse(text, vocabulary)
 
     def complete(
-        self, inputs: Sequence[int], targets: Sequence[int], vocabulary: seqio.Vocabulary
-    ) -> Sequence[int]:
-        """The whole text of an example, or of a prompt and what a model said to it: token ids, without EOS."""
+        self, inputs: vocabularies.Ids, targets: vocabularies.Ids, vocabulary: seqio.Vocabulary
+    ) -> list[int]:
+        """The whole text of an example, or of a prompt and what a model said to it: ids without EOS."""
         return [*inputs, *(token for token in targets if token != vocabulary.eos_id)]
 
-    def bind(self, task: seqio.Task | seqio.Mixture) -> seqio.Task | seqio.Mixture:
+    def bind(
+        self, task: seqio.Task | seqio.Mixture, shuffle_buffer: int | None = None
+    ) -> seqio.Task | seqio.Mixture:
         """The task that yields this objective's examples of a corpus, registered nowhere.
 
         Args:
             task: a corpus, or a mixture of corpora, whose rates are kept.
+            shuffle_buffer: examples of each corpus held back to shuffle; None is as many as the corpus says.
 
         Raises:
             InputError: `task` is no corpus.
         """
         if isinstance(task, seqio.Mixture):
-            return _bind_mixture(self, task)
+            return _bind_mixture(self, task, shuffle_buffer)
         if not isinstance(task, seqio.Task):
             raise InputError(
                 f"{type(self).__name__} binds a seqio.Task or seqio.Mixture, not {task!r}: "
                 "look a name up with seqio.get_mixture_or_task."
             )
-        return BoundTask(task, self)
+        return BoundTask(task, self, shuffle_buffer)
 
 
 def check_lengths(objective: Objective, lengths: Mapping[str, int] | None, **least: int) -> None:
@@ -155,7 +158,7 @@ class BoundTask(seqio.Task):
     It has no metrics: the corpus's describe other targets than these.
     """
 
-    def __init__(self, corpus: seqio.Task, objective: Objective):
+    def __init__(self, corpus: seqio.Task, objective: Objective, shuffle_buffer: int | None = None):
         _check_corpus(corpus, objective)
         self.corpus = corpus
         self.objective = objective
@@ -164,7 +167,8 @@ class BoundTask(seqio.Task):
             source=corpus.source,
             output_features=objective.output_features(corpus.output_features),
             preprocessors=(*corpus.preprocessors, *objective.preprocessors()),
-            shuffle_buffer_size=corpus.shuffle_buffer_size,
+            # None is SeqIO's way to say that a corpus must not be shuffled.
+            shuffle_buffer_size=corpus.shuffle_buffer_size and (shuffle_buffer or corpus.shuffle_buffer_size),
             source_info=corpus.source_info,
         )
 
@@ -178,7 +182,7 @@ class BoundTask(seqio.Task):
 
     def replace(self, **kwargs) -> "BoundTask":
         """The same objective bound to `corpus.replace(**kwargs)`."""
-        return BoundTask(self.corpus.replace(**kwargs), self.objective)
+        return BoundTask(self.corpus.replace(**kwargs), self.objective, self.shuffle_buffer_size)
 
     def get_dataset(
         self,
@@ -218,13 +222,13 @@ def _check_corpus(corpus: seqio.Task, objective: Objective) -> None:
         )
 
 
-def _bind_mixture(objective: Objective, mixture: seqio.Mixture) -> seqio.Mixture:
+def _bind_mixture(objective: Objective, mixture: seqio.Mixture, shuffle_buffer: int | None) -> seqio.Mixture:
     def rate(bound: seqio.Task) -> float:
         assert isinstance(bound, BoundTask)
         return mixture.get_rate(bound.corpus)
 
     return seqio.Mixture(
         name=f"{mixture.name}.{objective.name}",
-        tasks=[(BoundTask(task, objective), rate) for task in mixture.tasks],
+        tasks=[(BoundTask(task, objective, shuffle_buffer), rate) for task in mixture.tasks],
         sample_fn=mixture._sample_fn,  # a part of what the rates mean, which SeqIO makes public nowhere
     )

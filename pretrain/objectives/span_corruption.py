@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -12,7 +12,7 @@ import tensorflow as tf
 from pretrain.data import noise, seeds
 from pretrain.data.chunks import cut_documents
 from pretrain.data.converters import EncoderDecoderConverter
-from pretrain.data.vocabulary import num_sentinels
+from pretrain.data.vocabulary import Ids, num_sentinels
 from pretrain.errors import InputError
 from pretrain.objectives.base import Family, Objective, Preprocessor, check_lengths
 
@@ -114,13 +114,11 @@ class SpanCorruption(Objective):
     def encode_prompt(self, text: str, vocabulary: seqio.Vocabulary) -> list[int]:
         if "<extra_id_0>" not in text:
             raise InputError(
-                f"The prompt {text!r} has no gap to fill: mark gaps with <extra_id_0>, <extra_id_1>, and so on."
+                f"The prompt {text!r} has no gap to fill: mark gaps with <extra_id_0>, <extra_id_1>, ..."
             )
         return [*super().encode_prompt(text, vocabulary), vocabulary.eos_id]
 
-    def complete(
-        self, inputs: Sequence[int], targets: Sequence[int], vocabulary: seqio.Vocabulary
-    ) -> Sequence[int]:
+    def complete(self, inputs: Ids, targets: Ids, vocabulary: seqio.Vocabulary) -> list[int]:
         return merge_spans(np.asarray(inputs), np.asarray(targets), vocabulary)[0].tolist()
 
     def _cut(self, dataset: tf.data.Dataset, sequence_length, output_features) -> tf.data.Dataset:

@@ -5,7 +5,6 @@ import math
 from collections.abc import Sequence
 
 import jax
-import numpy as np
 from jax.sharding import AxisType
 
 from pretrain.errors import InputError
@@ -30,7 +29,7 @@ class MeshConfig:
     tensor: int = 1
 
     def sizes(self, num_devices: int) -> dict[str, int]:
-        """The size of every axis on `num_devices` devices. Raises InputError if they do not multiply to it."""
+        """The size of every axis on so many devices. Raises InputError if they do not multiply to it."""
         sizes = {axis: getattr(self, axis) for axis in AXES}
         asked = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
         free = [axis for axis, size in sizes.items() if size == -1]
@@ -44,7 +43,7 @@ class MeshConfig:
                 f"Mesh ({asked}) needs {'a multiple of ' if free else ''}{fixed} devices but there are "
                 f"{num_devices}; change MeshConfig so that the axes multiply to {num_devices}."
             )
-        return sizes | {axis: num_devices // fixed for axis in free}
+        return sizes | dict.fromkeys(free, num_devices // fixed)
 
     def build(self, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
         """The mesh over `devices` (default: all), with Explicit axes: shardings are part of array types."""
@@ -54,5 +53,5 @@ class MeshConfig:
             tuple(sizes.values()),
             tuple(sizes),
             axis_types=(AxisType.Explicit,) * len(sizes),
-            devices=np.asarray(devices),
+            devices=devices,
         )

@@ -1,7 +1,6 @@
 """The train loop: read it top to bottom."""
 
 import dataclasses
-import functools
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -62,18 +61,16 @@ def train(
         # 2. The state: restored, with the position in the data, or fresh.
         programs = step.programs(run)
         done = model_dirs.latest_step(model_dir)
-        checkpoints = functools.partial(
-            checkpointing.Checkpoints, model_dir, keep=run.keep_checkpoints, period=run.keep_period
-        )
         if done:
-            saved = checkpoints()
+            saved = checkpointing.Checkpoints(model_dir, keep=run.keep_checkpoints, period=run.keep_period)
             train_state = saved.restore(done, programs.abstract_state(), batches)
             batch = next(batches)
         else:
             train_state = programs.init()
             batch = next(batches)
-            model_dirs.claim(model_dir, config_text)
-            saved = checkpoints()
+            batches.check_saveable()
+            saved = checkpointing.Checkpoints(model_dir, keep=run.keep_checkpoints, period=run.keep_period)
+        model_dirs.claim(model_dir, config_text)
 
         # 3. What is about to happen.
         log = records.Records(model_dir, resumed_from=done, writes=jax.process_index() == 0)

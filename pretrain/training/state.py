@@ -14,7 +14,7 @@ Params = dict[str, Any]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """step: int32, updates made so far; params: float32 tree; opt_state: optax's; key: uint32[2], never changes.
+    """step: int32, updates made so far; params: float32 tree; opt_state: optax's; key: uint32[2], constant.
 
     The key of a step is `key` folded with `step`, so that a resumed run draws the same dropout.
     """

@@ -10,7 +10,7 @@ from pretrain.training import state
 
 
 def influence(config, batch, feature: str) -> np.ndarray:
-    """bool [L, M]: whether the logits of target position l depend on the embedding of position m of `feature`.
+    """bool [L, M]: whether the logits of target position l depend on position m of `feature`.
 
     Summed over the batch's first row; exact: a zero is a gradient that is 0, not one that is small.
     """
