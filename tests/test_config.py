@@ -10,8 +10,6 @@ import pytest
 import sentencepiece
 
 from pretrain import config, optim
-from pretrain.errors import InputError
-from pretrain.objectives import SpanCorruption
 
 SHIPPED = sorted(path.name for path in config.shipped().glob("runs/*.gin"))
 
@@ -65,21 +63,29 @@ def test_bindings_name_macros_fields_and_anything_else():
     )
     assert (run.steps, run.batch_size, run.pack) == (20, 4, True)
     assert run.optimizer.schedule.total_steps == 20  # a macro goes wherever the file uses it
-    assert run.objective == SpanCorruption(noise_density=0.2)
+    assert run.objective.noise_density == 0.2
     assert run.lengths == {"inputs": 64, "targets": 32}
     assert config.load("runs/quickstart.gin", bindings=["steps = 10"]).steps == 10
     assert config.load("runs/quickstart.gin", bindings=["STEPS = 5", "STEPS = 6"]).steps == 6
 
 
 def test_a_binding_may_refer_to_what_the_file_does_not_use():
-    bindings = ["optimizer = @optim.Adafactor()", "optim.Adafactor.schedule = @optim.Constant()"]
-    run = config.load("runs/quickstart.gin", [*bindings, "optim.Constant.peak = 1"])
-    assert run.optimizer == optim.Adafactor(schedule=optim.Constant(peak=1))
+    bindings = [
+        "optimizer = @optim.AdamW()",
+        "optim.AdamW.schedule = @optim.Linear()",
+        "optim.AdamW.b1 = 0.5",
+    ]
+    run = config.load(
+        "runs/quickstart.gin", [*bindings, "optim.Linear.peak = 1", "optim.Linear.total_steps = %STEPS"]
+    )
+    assert isinstance(run.optimizer, optim.AdamW)
+    assert run.optimizer.b1 == 0.5
+    assert run.optimizer.schedule == optim.Linear(peak=1, total_steps=run.steps)
 
 
 def test_one_load_leaves_nothing_for_the_next():
     plain = config.load_with_text("runs/quickstart.gin")
-    config.load("runs/quickstart_causal_lm.gin", ["STEPS = 3", "optim.AdamW.b1 = 0.5"])
+    config.load("runs/quickstart_causal_lm.gin", ["STEPS = 3", "optim.Cosine.peak = 0.5"])
     again = config.load_with_text("runs/quickstart.gin")
     assert plain[1] == again[1]
     assert values(plain[0]) == values(again[0])
@@ -101,7 +107,7 @@ def test_every_shipped_run_builds_and_its_text_builds_it_again(name, tmp_path, r
     assert values(again) == values(run)
     assert "include" not in text
     # Every setting is there, with the defaults of today, whatever they become.
-    assert re.search(r"(?m)^run\.RunConfig\.shuffle_buffer = 1000$", text)
+    assert re.search(r"(?m)^run\.RunConfig\.peak_flops = None$", text)
     changed = config.load(tmp_path / "config.gin", ["steps = 40"])
     assert changed.steps == 40
 
@@ -148,13 +154,14 @@ def test_difference_names_what_changed_and_no_comment():
     ("bindings", "changed"),
     [
         ([], []),
-        (["STEPS = 9", "optim.Cosine.peak = 1.0", "eval_batches = 3", "mesh = None"], None),
-        (["STEPS = 9", "optim.Cosine.peak = 1.0", "eval_batches = 3"], []),
+        (["STEPS = 9", "eval_batches = 3", "encoder_decoder.EncoderDecoderConfig.dropout = 0.2"], []),
         (["span_corruption.SpanCorruption.z_loss = 1e-4"], []),
         (["SEED = 4"], ["SEED"]),
-        (["text_files.task.field = 'body'", "BATCH_SIZE = 8"], ["BATCH_SIZE", "text_files.task.field"]),
+        (["seed = 4"], ["run.RunConfig.seed", "SEED"]),
+        (["BATCH_SIZE = 24", "FILES = '/other/*.txt'"], ["BATCH_SIZE", "FILES"]),
+        (["text_files.task.documents = 'files'"], ["text_files.task.documents"]),
         (
-            ["span_corruption.SpanCorruption.noise_density = 0.3"],
+            ["span_corruption.SpanCorruption.noise_density = 0.25"],
             ["span_corruption.SpanCorruption.noise_density"],
         ),
     ],
@@ -163,9 +170,4 @@ def test_data_difference_names_what_the_batches_come_from(bindings, changed):
     def text(*more):
         return config.load_with_text("runs/text_files.gin", ["FILES = '/data/*.txt'", *more])[1]
 
-    if changed is None:
-        with pytest.raises(InputError, match="--gin.mesh is None, but it takes an instance of MeshConfig"):
-            text(*bindings)
-    else:
-        assert set(changed) <= set(config.data_difference(text(), text(*bindings)))
-        assert bool(changed) == bool(config.data_difference(text(), text(*bindings)))
+    assert sorted(config.data_difference(text(), text(*bindings))) == sorted(changed)

@@ -1,7 +1,6 @@
 """What a model makes of held-out examples, beside the truth."""
 
 import dataclasses
-import itertools
 
 import jax
 import numpy as np
@@ -10,13 +9,17 @@ from pretrain import evaluation
 from pretrain.data import rows
 from pretrain.data import vocabulary as vocabularies
 from pretrain.inference.generate import generate_tokens
+from pretrain.inference.sampling import Sampling
 from pretrain.run import RunConfig
 from pretrain.training.state import Params
+
+# Greedy small models repeat themselves, most of all in white space; a seed makes the draws the same ones.
+SAMPLING = Sampling(temperature=0.8, top_p=0.9)
 
 
 @dataclasses.dataclass(frozen=True)
 class Filled:
-    """prompt: what the model saw; output: what it said (greedy); truth: what was there."""
+    """prompt: what the model saw; output: what it said (sampled); truth: what was there."""
 
     prompt: str
     output: str
@@ -24,18 +27,18 @@ class Filled:
 
 
 def filled_examples(run: RunConfig, params: Params, mesh: jax.sharding.Mesh, number: int) -> list[Filled]:
-    """The first `number` held-out examples, spread over the rows; call it under `sharding.layout`."""
+    """`number` held-out examples, evenly spread over those an evaluation reads; call it under a layout."""
     vocabulary = run.vocabulary()
-    examples = list(
-        itertools.islice(
-            (e for batch in evaluation.held_out(run) for e in rows.examples(batch) if _has_both(e)),
-            16 * number,
-        )
-    )[::16]
-    pairs = [_prompt_and_truth(example) for example in examples]
-    outputs = generate_tokens(run, params, mesh, [prompt for prompt, _ in pairs])
+    examples = [e for batch in evaluation.held_out(run) for e in rows.examples(batch) if _has_both(e)]
+    spread = [
+        examples[(2 * i + 1) * len(examples) // (2 * number)] for i in range(min(number, len(examples)))
+    ]
+    pairs = [_prompt_and_truth(example) for example in spread]
+    outputs = generate_tokens(run, params, mesh, [prompt for prompt, _ in pairs], sampling=SAMPLING)
+    if run.model.family == "decoder":  # it would go on to the end of its row
+        outputs = [output[: len(truth)] for output, (_, truth) in zip(outputs, pairs, strict=True)]
     return [
-        Filled(*(vocabularies.readable(ids, vocabulary) for ids in (prompt, output[: len(truth)], truth)))
+        Filled(*(vocabularies.readable(ids, vocabulary) for ids in (prompt, output, truth)))
         for (prompt, truth), output in zip(pairs, outputs, strict=True)
     ]
 

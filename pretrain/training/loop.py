@@ -70,7 +70,8 @@ def train(
             batch = next(batches)
             batches.check_saveable()
             saved = checkpointing.Checkpoints(model_dir, keep=run.keep_checkpoints, period=run.keep_period)
-        model_dirs.claim(model_dir, config_text)
+        if jax.process_index() == 0:
+            model_dirs.claim(model_dir, config_text)
 
         # 3. What is about to happen.
         log = records.Records(model_dir, resumed_from=done, writes=jax.process_index() == 0)

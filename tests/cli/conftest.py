@@ -14,29 +14,64 @@ from pretrain.parallel import sharding
 from pretrain.training import model_dirs, step
 
 LINES = [f"document {number} of some length" for number in range(200)]
-RUN_FILES = {"spans": "runs/text_files.gin", "causal": "runs/text_files_causal_lm.gin"}
 
-# Models as small as they get on the 8 simulated devices.
-COMMON = {"STEPS": 2, "BATCH_SIZE": 8, "shuffle_buffer": 10, "eval_batches": 1, "log_period": 1}
-SMALL = {
-    "spans": {
-        **COMMON,
-        "lengths": {"inputs": 48, "targets": 24},
-        "encoder_decoder.EncoderDecoderConfig.embed_dim": 16,
-        "encoder_decoder.EncoderDecoderConfig.mlp_dim": 16,
-        "encoder_decoder.EncoderDecoderConfig.head_dim": 4,
-        "encoder_decoder.EncoderDecoderConfig.encoder_layers": 1,
-        "encoder_decoder.EncoderDecoderConfig.decoder_layers": 1,
-    },
-    "causal": {
-        **COMMON,
-        "lengths": {"targets": 16},
-        "decoder.DecoderConfig.embed_dim": 16,
-        "decoder.DecoderConfig.mlp_dim": 16,
-        "decoder.DecoderConfig.head_dim": 4,
-        "decoder.DecoderConfig.num_layers": 1,
-    },
-}
+# Two runs of a user's own, as small as they get on the 8 simulated devices.
+SPANS = """\
+from __gin__ import dynamic_registration
+from pretrain import optim
+from pretrain import run
+from pretrain.models import encoder_decoder
+from pretrain.objectives import span_corruption
+from tasks import text_files
+
+include 'models/t5_1_1_tiny.gin'
+
+STEPS = 2
+SEED = 0
+FILES = None
+FIELD = 'text'
+
+run.RunConfig:
+  task = @text_files.task()
+  objective = @span_corruption.SpanCorruption()
+  model = @encoder_decoder.EncoderDecoderConfig()
+  optimizer = @optim.AdamW()
+  lengths = {'inputs': 48, 'targets': 24}
+  steps = %STEPS
+  seed = %SEED
+  batch_size = 8
+  shuffle_buffer = 10
+  eval_batches = 1
+  log_period = 1
+
+optim.AdamW:
+  schedule = @optim.Constant()
+  b2 = 0.98
+optim.Constant:
+  peak = 1e-3
+
+text_files.task:
+  files = %FILES
+  field = %FIELD
+  validation_fraction = 0.1
+
+encoder_decoder.EncoderDecoderConfig:
+  embed_dim = 16
+  mlp_dim = 16
+  head_dim = 4
+  encoder_layers = 1
+  decoder_layers = 1
+"""
+CAUSAL = (
+    SPANS.replace("models import encoder_decoder", "models import decoder")
+    .replace("import span_corruption", "import causal_lm")
+    .replace("@span_corruption.SpanCorruption()", "@causal_lm.CausalLM()")
+    .replace("models/t5_1_1_tiny.gin", "models/decoder_tiny.gin")
+    .replace("encoder_decoder.EncoderDecoderConfig", "decoder.DecoderConfig")
+    .replace("'inputs': 48, 'targets': 24", "'targets': 16")
+    .replace("  encoder_layers = 1\n  decoder_layers = 1", "  num_layers = 1")
+)
+RUN_FILES = {"spans.gin": SPANS, "causal.gin": CAUSAL}
 
 
 @dataclasses.dataclass
@@ -68,11 +103,6 @@ def flags(settings: Mapping[str, object]) -> list[str]:
     return [f"--gin.{name}={value!r}" for name, value in settings.items()]
 
 
-def small_settings(kind: str, text: Path) -> dict[str, object]:
-    """What makes a shipped run over `text` small."""
-    return {"FILES": str(text), "text_files.task.validation_fraction": 0.1, **SMALL[kind]}
-
-
 @pytest.fixture
 def call(monkeypatch, capfd):
     """call(*arguments, settings={NAME: VALUE}) is `pretrain ARGUMENTS` in this process, settings as flags."""
@@ -92,16 +122,12 @@ def call(monkeypatch, capfd):
 
 @pytest.fixture
 def own_directory(tmp_path, monkeypatch):
-    """A test stands in a directory of its own, where data are prepared too."""
+    """A test stands in a directory of its own, with the run files; data are prepared there too."""
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def small():
-    """small("spans" or "causal", text) is the flags that make a shipped run over `text` small."""
-    return lambda kind, text: flags(small_settings(kind, text))
+    for name, text in RUN_FILES.items():
+        (tmp_path / name).write_text(text)
 
 
 @pytest.fixture
@@ -112,54 +138,48 @@ def text(tmp_path) -> Path:
 
 
 @pytest.fixture
-def train(call, text):
-    """train(*arguments, settings=..., run_file=...) is `pretrain train` into ./model."""
+def train(call, own_directory, text):
+    """train(*arguments, settings=...) is `pretrain train spans.gin` into ./model, its FILES the text."""
 
-    def run(
-        *arguments: object,
-        settings: Mapping[str, object] | None = None,
-        run_file: object = RUN_FILES["spans"],
-    ) -> Result:
-        given = {"FILES": str(text), "text_files.task.validation_fraction": 0.1, **(settings or {})}
-        return call("train", run_file, "--model-dir", "model", *flags(given), *arguments)
+    def run(*arguments: object, settings: Mapping[str, object] | None = None) -> Result:
+        given = {"FILES": str(text), **(settings or {})}
+        return call("train", "spans.gin", "--model-dir", "model", *flags(given), *arguments)
 
     return run
 
 
 @pytest.fixture
-def changed_run_file(tmp_path):
-    """write(old line, new line) is the shipped run over text files so changed, and the line's number."""
+def change(own_directory):
+    """change(old line, new line) changes spans.gin, and returns the line's number."""
 
-    def write(old: str, new: str) -> tuple[Path, int]:
-        lines = (config.shipped() / RUN_FILES["spans"]).read_text().splitlines()
+    def write(old: str, new: str) -> int:
+        lines = SPANS.splitlines()
         index = lines.index(old)
-        lines[index] = new
-        path = tmp_path / "my_run.gin"
-        path.write_text("\n".join(lines) + "\n")
-        return path, index + 1
+        Path("spans.gin").write_text("\n".join([*lines[:index], new, *lines[index + 1 :], ""]))
+        return index + 1
 
     return write
 
 
 @pytest.fixture
-def importing_run_file(changed_run_file):
-    """As `changed_run_file`, with one more import and no line numbers."""
+def change_and_import(change):
+    """change_and_import(import statement, old line, new line) changes spans.gin."""
 
-    def write(statement: str, old: str, new: str) -> Path:
-        path, _ = changed_run_file(old, new)
-        path.write_text(path.read_text().replace("from tasks", f"{statement}\nfrom tasks", 1))
-        return path
+    def write(statement: str, old: str, new: str) -> None:
+        change(old, new)
+        changed = Path("spans.gin").read_text()
+        Path("spans.gin").write_text(changed.replace("from tasks", f"{statement}\nfrom tasks", 1))
 
     return write
 
 
-def write_model_dir(directory: Path, kind: str) -> None:
+def write_model_dir(directory: Path, name: str) -> None:
     """A text, and a model dir with a checkpoint of step 2; no model was ever trained less."""
     directory.mkdir()
-    text = directory / "text.txt"
+    text, run_file = directory / "text.txt", directory / name
     text.write_text("\n".join(LINES))
-    bindings = [f"{name} = {value!r}" for name, value in small_settings(kind, text).items()]
-    run, config_text = config.load_with_text(RUN_FILES[kind], bindings)
+    run_file.write_text(RUN_FILES[name])
+    run, config_text = config.load_with_text(run_file, [f"FILES = '{text}'"])
     batches = pipeline.batches(run)
     next(batches)
     with sharding.layout(run.mesh.build(), run.rules):
@@ -176,8 +196,8 @@ def written(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("written")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TFDS_DATA_DIR", str(root / "tfds"))
-        for kind in RUN_FILES:
-            write_model_dir(root / kind, kind)
+        for name in RUN_FILES:
+            write_model_dir(root / Path(name).stem, name)
     return root
 
 
@@ -197,13 +217,11 @@ def causal(written, monkeypatch) -> Path:
 
 @pytest.fixture
 def resume(call, own_directory, causal):
-    """resume(*arguments, settings=...) trains the decoder from its step 2, in ./model, a copy."""
+    """resume(*arguments, settings=...) trains causal.gin from step 2, in ./model, a copy."""
     shutil.copytree(causal, "model")
-    given = flags(small_settings("causal", causal.parent / "text.txt"))
+    files = f"--gin.FILES='{causal.parent / 'text.txt'}'"
 
     def run(*arguments: object, settings: Mapping[str, object] | None = None) -> Result:
-        return call(
-            "train", RUN_FILES["causal"], "--model-dir", "model", *given, *arguments, settings=settings
-        )
+        return call("train", "causal.gin", "--model-dir", "model", files, *arguments, settings=settings)
 
     return run

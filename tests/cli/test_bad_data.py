@@ -1,6 +1,7 @@
 """Files, splits, lengths, vocabularies and meshes that do not fit are known before anything is written."""
 
 import gzip
+from pathlib import Path
 
 import pytest
 
@@ -76,23 +77,13 @@ def test_files_that_are_no_text(train, flag, said):
 
 
 @pytest.mark.parametrize("split", ["train_split", "eval_split"])
-def test_a_split_of_the_users_own_task_that_is_empty_or_not_there(
-    call, importing_run_file, text, tmp_path, split
-):
-    (tmp_path / "empty.txt").write_text("")
-    (tmp_path / "my_empty_tasks.py").write_text(EMPTY_TASK)
-    path = importing_run_file(
-        "import my_empty_tasks", "  task = @text_files.task()", "  task = 'my_empty_corpus'"
-    )
-    arguments = [
-        "train",
-        path,
-        "--model-dir",
-        "model",
-        "--gin.encoder_decoder.EncoderDecoderConfig.mlp_dim=8",
-    ]
+def test_a_split_of_the_users_own_task_that_is_empty_or_not_there(call, change_and_import, text, split):
+    Path("empty.txt").write_text("")
+    Path("my_empty_tasks.py").write_text(EMPTY_TASK)
+    change_and_import("import my_empty_tasks", "  task = @text_files.task()", "  task = 'my_empty_corpus'")
+    arguments = ["train", "spans.gin", "--model-dir", "model"]
     empty = call(*arguments, settings={split: "none"})
-    empty.is_refused_untouched("not one batch of 16 in split 'none' of task 'my_empty_corpus'", "it is empty")
+    empty.is_refused_untouched("not one batch of 8 in split 'none' of task 'my_empty_corpus'", "it is empty")
     absent = call(*arguments, settings={split: "nine"})
     absent.is_refused_untouched(
         "'my_empty_corpus' has no split 'nine'", f"set {split}", "train, validation, none"
@@ -114,7 +105,7 @@ def test_a_split_of_the_users_own_task_that_is_empty_or_not_there(
         ("span_corruption.SpanCorruption.noise_density", 1.5, "must be between 0 and 1, not 1.5"),
         ("encoder_decoder.EncoderDecoderConfig.vocab_size", 300, "has 359 ids (100 of them sentinels), but "),
         (
-            "BATCH_SIZE",
+            "batch_size",
             12,
             "RunConfig.batch_size is 12: make it a multiple of 8, the shares of the mesh (data=8",
         ),
@@ -146,29 +137,27 @@ def test_settings_that_do_not_fit_each_other(train, setting, value, said):
         ("data", "8", "--gin.mesh.MeshConfig.data is '8', but it takes a whole number"),
     ],
 )
-def test_a_mesh_that_does_not_fit_the_devices(train, importing_run_file, axis, size, said):
-    path = importing_run_file(
-        "from pretrain.parallel import mesh", "  seed = %SEED", "  mesh = @mesh.MeshConfig()"
-    )
-    train(settings={f"mesh.MeshConfig.{axis}": size}, run_file=path).is_refused_untouched(said)
+def test_a_mesh_that_does_not_fit_the_devices(train, change_and_import, axis, size, said):
+    change_and_import("from pretrain.parallel import mesh", "  seed = %SEED", "  mesh = @mesh.MeshConfig()")
+    train(settings={f"mesh.MeshConfig.{axis}": size}).is_refused_untouched(said)
 
 
-def test_rules_for_an_axis_that_the_mesh_lacks(train, importing_run_file):
-    path = importing_run_file(
+def test_rules_for_an_axis_that_the_mesh_lacks(train, change_and_import):
+    change_and_import(
         "from pretrain.parallel import sharding", "  seed = %SEED", "  rules = @sharding.Rules()"
     )
-    result = train("--gin.sharding.Rules.batch='model'", run_file=path)
+    result = train("--gin.sharding.Rules.batch='model'")
     result.is_refused_untouched("Rules.batch names mesh axis 'model'; the mesh has data, fsdp, tensor")
 
 
-def test_an_objective_of_one_family_with_a_model_of_the_other(train, importing_run_file):
-    path = importing_run_file(
+def test_an_objective_of_one_family_with_a_model_of_the_other(train, change_and_import):
+    change_and_import(
         "from pretrain.objectives import causal_lm",
         "  objective = @span_corruption.SpanCorruption()",
         "  objective = @causal_lm.CausalLM()",
     )
     said = "CausalLM is of the decoder family, but RunConfig.model of the encoder_decoder family"
-    train(run_file=path).is_refused_untouched(said)
+    train().is_refused_untouched(said)
 
 
 def test_an_unknown_task(call):

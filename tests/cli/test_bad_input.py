@@ -1,14 +1,15 @@
 """What is wrong with a run file or a command line is said in one sentence that names the place."""
 
+from pathlib import Path
+
 import pytest
 
-from pretrain import config
 from pretrain.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("own_directory")
 
-SEED, PEAK, OPTIMIZER = "  seed = %SEED", "  peak = 3e-3", "  optimizer = @optim.AdamW()"
-LENGTHS = "  lengths = {'inputs': 256, 'targets': 64}"
+SEED, PEAK, OPTIMIZER = "  seed = %SEED", "  peak = 1e-3", "  optimizer = @optim.AdamW()"
+LENGTHS = "  lengths = {'inputs': 48, 'targets': 24}"
 TASKS, MODEL = "from tasks import text_files", "include 'models/t5_1_1_tiny.gin'"
 
 
@@ -24,37 +25,43 @@ TASKS, MODEL = "from tasks import text_files", "include 'models/t5_1_1_tiny.gin'
         (SEED, "  seed 3", "cannot read `seed 3`"),
         ("SEED = 0", "SEED = 'x'", "SEED is 'x', but run.RunConfig.seed takes a whole number"),
         ("SEED = 0", "SEED = %gin.REQUIRED", "SEED must be given: --gin.SEED=VALUE"),
-        ("SEED = 0", "SEED = %SEED", "%SEED leads back to itself"),
-        (PEAK, "  peak = '3e-3'", "optim.Cosine.peak is '3e-3', but it takes a number"),
-        (PEAK, "  peek = 3e-3", "optim.Cosine has no setting 'peek' (did you mean peak?)"),
+        (PEAK, "  peak = '1e-3'", "optim.Constant.peak is '1e-3', but it takes a number"),
+        (PEAK, "  peek = 1e-3", "optim.Constant has no setting 'peek' (did you mean peak?)"),
         ("  b2 = 0.98", "  clip_norm = 'x'", "optim.AdamW.clip_norm is 'x', but it takes a number or None"),
         (OPTIMIZER, "  optimizer = @optim.AdmW()", "pretrain.optim has no 'AdmW' (did you mean AdamW?)"),
         (OPTIMIZER, "  optimizer = @optm.AdamW()", "nothing is imported as 'optm' (did you mean optim?)"),
         (OPTIMIZER, "  optimizer = @optim.AdamW", "it takes an instance of Optimizer, written @name()"),
-        (OPTIMIZER, "  optimizer = @optim.Cosine()", "it takes an instance of Optimizer, written @name()"),
-        ("  schedule = @optim.Cosine()", "  schedule = @optim.Cosine", "but it takes a function"),
+        (OPTIMIZER, "  optimizer = @optim.Constant()", "it takes an instance of Optimizer, written @name()"),
+        ("  schedule = @optim.Constant()", "  schedule = @optim.Constant", "but it takes a function"),
         (LENGTHS, "  lengths = {'inputs': '9'}", "is {'inputs': '9'}, but it takes Mapping[str, int]"),
         (TASKS, "from tasks import txt_files", "No module named 'tasks.txt_files'"),
         (TASKS, "import my_tsks", "`import my_tsks` fails (No module named 'my_tsks'); correct the import"),
         (MODEL, "include 'models/t5.gin'", "no file 'models/t5.gin' to include"),
     ],
 )
-def test_a_mistake_in_a_run_file_is_named_with_its_line(train, changed_run_file, old, new, said):
-    path, line = changed_run_file(old, new)
-    place = "" if "itself" in said else f"{path}, line {line}: "  # for a circle any of its lines will do
-    train(run_file=path).is_refused_untouched(place, said)
+def test_a_mistake_in_a_run_file_is_named_with_its_line(train, change, old, new, said):
+    line = change(old, new)
+    train().is_refused_untouched(f"spans.gin, line {line}: ", said)
 
 
-def test_a_setting_that_is_missing_is_named_where_it_is_missed(train, changed_run_file):
-    path, line = changed_run_file(PEAK, "")
-    said = f"{path}, line {line - 3}: optim.Cosine needs peak; add `optim.Cosine.peak = VALUE`"
-    train(run_file=path).is_refused_untouched(said)
+def test_a_macro_that_is_its_own_value(train, change):
+    change("SEED = 0", "SEED = %SEED")
+    train().is_refused_untouched("spans.gin, line", "%SEED leads back to itself")
 
 
-def test_a_run_file_that_does_not_register(train, changed_run_file):
-    path, _ = changed_run_file("from __gin__ import dynamic_registration", "")
-    said = f"{path}, line 3: put `from __gin__ import dynamic_registration` above the other imports"
-    train(run_file=path).is_refused_untouched(said)
+def test_a_setting_that_is_missing_is_named_where_it_is_missed(train, change):
+    change(PEAK, "  warmup_steps = 3")
+    line = Path("spans.gin").read_text().splitlines().index("  schedule = @optim.Constant()") + 1
+    said = f"spans.gin, line {line}: optim.Constant needs peak; add `optim.Constant.peak = VALUE`"
+    train().is_refused_untouched(said)
+
+
+def test_a_run_file_that_does_not_register(train, change):
+    line = change("from __gin__ import dynamic_registration", "")
+    said = (
+        f"spans.gin, line {line + 1}: put `from __gin__ import dynamic_registration` above the other imports"
+    )
+    train().is_refused_untouched(said)
 
 
 @pytest.mark.parametrize(
@@ -69,9 +76,9 @@ def test_a_run_file_that_does_not_register(train, changed_run_file):
         (b"STEPS = '\xff'\n", "is not text"),
     ],
 )
-def test_a_file_that_is_no_run(call, tmp_path, contents, said):
-    (tmp_path / "my_run.gin").write_bytes(contents)
-    call("train", "my_run.gin", "--model-dir", "model").is_refused_untouched("my_run.gin", said)
+def test_a_file_that_is_no_run(call, contents, said):
+    Path("spans.gin").write_bytes(contents)
+    call("train", "spans.gin", "--model-dir", "model").is_refused_untouched("spans.gin", said)
 
 
 def test_an_unknown_run_file(call):
@@ -84,13 +91,13 @@ def test_an_unknown_run_file(call):
     [
         (
             "--gin.STEPPS=3",
-            "text_files.gin has no macro STEPPS and RunConfig no such field (did you mean STEPS?)",
+            "spans.gin has no macro STEPPS and RunConfig no such field (did you mean STEPS?)",
         ),
         ("--gin.pak=True", "no such field (did you mean pack?)"),
         ("--gin.=3", "no such field"),
         ("--gin.STEPS=", "--gin.STEPS has no value; write --gin.STEPS=VALUE"),
         ("--gin.STEPS", "--gin.STEPS has no value; write --gin.STEPS=VALUE"),
-        ("--gin.STEPS='3'", "--gin.STEPS is '3', but optim.Cosine.total_steps takes a whole number"),
+        ("--gin.STEPS='3'", "--gin.STEPS is '3', but run.RunConfig.steps takes a whole number"),
         ("--gin.STEPS=1.5", "--gin.STEPS is 1.5"),
         ("--gin.STEPS=0", "RunConfig.steps is 0; give a whole number of at least 1"),
         ("--gin.STEPS=3\nSEED = 4", "--gin.STEPS=3 SEED = 4: the value is not a Python literal"),
@@ -105,7 +112,7 @@ def test_an_unknown_run_file(call):
         ("--gin.optim.b2=1", "--gin.optim.b2: optim is no function or class"),
         ("--gin.optim.AdamW.b2='x'", "--gin.optim.AdamW.b2 is 'x', but it takes a number"),
         ("--gin.optim.Adafactor.decay_rate=0.5", "nothing in this run refers to optim.Adafactor"),
-        ("--gin.optim.Cosine.peak=@optim.Cosine()", "is @optim.Cosine(), but it takes a number"),
+        ("--gin.optim.Constant.peak=@optim.Constant()", "is @optim.Constant(), but it takes a number"),
         ("--gin.task=@nothing()", "--gin.task: nothing is imported as 'nothing'"),
         ("--gin.task=%NOTHING", "--gin.task: %NOTHING is set nowhere"),
         ("--gin.task='c4_en'", "--gin.FILES: nothing in this run has the value %FILES; leave the flag out"),
@@ -121,9 +128,9 @@ def test_a_mistake_in_a_flag_is_named_with_the_flag(train, flag, said):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["train", "runs/text_files.gin"], "Missing option '--model-dir'; see `pretrain train -h`"),
+        (["train", "spans.gin"], "Missing option '--model-dir'; see `pretrain train -h`"),
         (["train", "--model-dir", "model"], "Missing argument 'RUN.gin'; see `pretrain train -h`"),
-        (["train", "runs/text_files.gin", "--model-dir"], "Option '--model-dir' requires an argument"),
+        (["train", "spans.gin", "--model-dir"], "Option '--model-dir' requires an argument"),
         (["trian"], "No such command 'trian'"),
         (["evaluate"], "Missing argument 'MODEL_DIR'"),
         (["evaluate", "model", "--batches", "0"], "'--batches': 0 is not in the range"),
@@ -135,7 +142,7 @@ def test_a_mistake_in_a_flag_is_named_with_the_flag(train, flag, said):
         ),
     ],
 )
-def test_a_mistake_in_an_option_is_named_with_the_option(call, tmp_path, arguments, said):
+def test_a_mistake_in_an_option_is_named_with_the_option(call, arguments, said):
     call(*arguments).is_refused(said)
 
 
@@ -150,9 +157,8 @@ def test_debug_shows_where_the_mistake_was_found(train):
         train("--gin.STEPS='x'", "--debug")
 
 
-def test_a_fault_in_the_users_own_module_keeps_its_traceback(call, tmp_path):
-    (tmp_path / "my_faulty_tasks.py").write_text("undefined_name")
-    text = (config.shipped() / "runs/quickstart.gin").read_text()
-    (tmp_path / "my_run.gin").write_text(text.replace("from tasks", "import my_faulty_tasks\nfrom tasks"))
+def test_a_fault_in_the_users_own_module_keeps_its_traceback(train, change):
+    Path("my_faulty_tasks.py").write_text("undefined_name")
+    change(TASKS, f"{TASKS}\nimport my_faulty_tasks")
     with pytest.raises(NameError, match="undefined_name"):
-        call("train", "my_run.gin", "--model-dir", "model")
+        train()

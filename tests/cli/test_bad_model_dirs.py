@@ -38,7 +38,7 @@ def test_what_is_not_a_model_dir_cannot_be_used(call, command, options, kind):
 def test_training_leaves_alone_what_is_not_a_model_dir(call, text, place, said):
     Path("notes").mkdir()
     Path("notes/a.txt").write_text("x")
-    result = call("train", "runs/text_files.gin", "--model-dir", place, settings={"FILES": str(text)})
+    result = call("train", "spans.gin", "--model-dir", place, settings={"FILES": str(text)})
     result.is_refused(said)
     assert contents("notes") == {"notes/a.txt": b"x"}
 
@@ -63,8 +63,8 @@ def test_an_unknown_split_to_evaluate(call, spans):
 
 def test_another_config_is_refused_with_what_differs(resume):
     before = contents("model")
-    result = resume(settings={"STEPS": 4, "optim.Cosine.peak": 0.5})
-    changes = "- STEPS = 2; + STEPS = 4; - optim.Cosine.peak = 0.003; + optim.Cosine.peak = 0.5"
+    result = resume(settings={"STEPS": 4, "optim.Constant.peak": 0.5})
+    changes = "- STEPS = 2; + STEPS = 4; - optim.Constant.peak = 0.001; + optim.Constant.peak = 0.5"
     result.is_refused("model holds a run with another config", changes, "--allow-config-change")
     assert contents("model") == before
 
@@ -72,7 +72,7 @@ def test_another_config_is_refused_with_what_differs(resume):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"BATCH_SIZE": 16}, "BATCH_SIZE"),
+        ({"batch_size": 16}, "run.RunConfig.batch_size"),
         ({"FILES": "other.txt"}, "FILES"),
         ({"SEED": 1, "pack": True}, "run.RunConfig.pack, SEED"),
     ],
@@ -109,7 +109,7 @@ def test_a_checkpoint_of_other_shapes_is_refused(resume, settings, said):
 
 def test_a_checkpoint_of_another_optimizer_is_refused(resume):
     before = contents("model")
-    optimizer = ["--gin.optimizer=@optim.Adafactor()", "--gin.optim.Adafactor.schedule=@optim.Cosine()"]
+    optimizer = ["--gin.optimizer=@optim.Adafactor()", "--gin.optim.Adafactor.schedule=@optim.Constant()"]
     result = resume("--allow-config-change", "--gin.STEPS=3", *optimizer)
     result.is_refused("opt_state/", "by this config", "use the model and optimizer that wrote it")
     assert contents("model") == before

@@ -36,37 +36,36 @@ def saved() -> list[int]:
 
 
 def test_other_settings_go_on_where_they_are_allowed(resume):
-    result = resume("--allow-config-change", settings={"STEPS": 3, "optim.Cosine.peak": 0.5})
+    result = resume("--allow-config-change", settings={"STEPS": 3, "optim.Constant.peak": 0.5})
     assert result.code == 0, result
     assert "Done: step 3" in result.out
     assert saved() == [2, 3]
+    assert "optim.Constant.peak = 0.5" in Path("model/config.gin").read_text()
 
 
 def test_a_run_without_checkpoints_gives_way_to_the_corrected_one(resume):
     shutil.rmtree("model/checkpoints")
-    result = resume(settings={"optim.Cosine.peak": 0.5, "STEPS": 1})
+    result = resume(settings={"optim.Constant.peak": 0.5, "STEPS": 1})
     assert result.code == 0, result
-    assert "optim.Cosine.peak = 0.5" in Path("model/config.gin").read_text()
+    assert "optim.Constant.peak = 0.5" in Path("model/config.gin").read_text()
     assert saved() == [1]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(resume):
-    config_before = Path("model/config.gin").read_text()
-    result = resume("--allow-config-change", settings={"STEPS": 20, "optim.Cosine.peak": 1e30})
+    result = resume("--allow-config-change", settings={"STEPS": 20, "optim.Constant.peak": 1e30})
     assert result.code == 1
     said = r"pretrain: The (loss|gradient norm) of step [45] is (nan|inf)\. "
     assert re.fullmatch(said + r"The last good checkpoint, of step 2, is kept; [^\n]*\n", result.err)
     assert saved() == [2]
-    assert "Traceback" not in result.out
-    if Path("model/config.gin").read_text() == config_before:
-        assert "complete: step 2 of 2" in resume().out
+    assert resume("--allow-config-change", settings={"STEPS": 3}).code == 0
+    assert trained() == [3]
 
 
-def test_an_interrupt_saves_and_the_run_goes_on_from_there(call, small, text):
+def test_an_interrupt_saves_and_the_run_goes_on_from_there(call, text):
     """The text has a line that is not UTF-8, which is mended and counted on the way."""
     text.write_bytes(text.read_bytes() + b"\nbad \xff\n")
-    arguments = ["train", "runs/text_files_causal_lm.gin", "--model-dir", Path("model").absolute()]
-    arguments += [*small("causal", text), "--gin.log_period=1000", "--gin.STEPS=1000000"]
+    arguments = ["train", Path("causal.gin").absolute(), "--model-dir", Path("model").absolute()]
+    arguments += [f"--gin.FILES='{text}'", "--gin.log_period=1000", "--gin.STEPS=1000000"]
     process = subprocess.Popen(
         [sys.executable, "-m", "pretrain.cli.main", *arguments],
         cwd=config.shipped().parent,

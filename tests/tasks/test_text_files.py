@@ -181,6 +181,9 @@ def test_the_fraction_named_for_an_empty_split_fills_it(tmp_path):
 @pytest.mark.parametrize(
     "settings",
     [
+        {"files": None},
+        {"files": 3},
+        {"files": [3]},
         {"files": []},
         {"files": ""},
         {"files": "a.txt", "validation_files": []},

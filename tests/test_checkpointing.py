@@ -1,0 +1,77 @@
+"""What stays, what comes back, and where it lies."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pretrain import checkpointing
+from pretrain.errors import InputError
+from pretrain.parallel import sharding
+from pretrain.parallel.mesh import MeshConfig
+from pretrain.pipeline import Batches
+
+
+def batches(repeats=None) -> Batches:
+    dataset = (
+        tf.data.Dataset.range(40).shuffle(10, seed=1).map(lambda i: {"x": i[None]}).batch(2).repeat(repeats)
+    )
+    return Batches(dataset, 2, "test")
+
+
+def state(value: float):
+    return {"step": jnp.int32(value), "params": {"w": jnp.full((8, 4), value)}, "opt_state": jnp.zeros(3)}
+
+
+def test_the_newest_stay_and_every_multiple(tmp_path):
+    saved = checkpointing.Checkpoints(tmp_path, keep=2, period=4)
+    data = batches()
+    for step in range(1, 9):
+        next(data)
+        saved.save(step, state(step), data, "text")
+    saved.close()
+    assert checkpointing.Checkpoints(tmp_path, read_only=True).steps() == [4, 7, 8]
+
+
+def test_state_and_data_come_back_together(tmp_path):
+    saved, data = checkpointing.Checkpoints(tmp_path), batches()
+    for _ in range(5):
+        next(data)
+    saved.save(5, state(5.0), data, "text")
+    expected = [next(data)["x"].tolist() for _ in range(20)]
+    saved.close()
+
+    again = batches()
+    restored = checkpointing.Checkpoints(tmp_path).restore(5, jax.eval_shape(lambda: state(0.0)), again)
+    np.testing.assert_array_equal(restored["params"]["w"], np.full((8, 4), 5.0))
+    assert [next(again)["x"].tolist() for _ in range(20)] == expected
+
+
+def test_params_alone_come_back_on_another_mesh(tmp_path):
+    saved = checkpointing.Checkpoints(tmp_path)
+    saved.save(1, state(3.0), batches(), "text")
+    saved.close()
+    mesh = MeshConfig(data=2, fsdp=4).build()
+    with sharding.layout(mesh, sharding.Rules()):
+        place = sharding.named(mesh, sharding.Rules(), ("embed", None))
+        abstract = {"w": jax.ShapeDtypeStruct((8, 4), jnp.float32, sharding=place)}
+        params = checkpointing.Checkpoints(tmp_path, read_only=True).restore_params(1, abstract)
+    assert params["w"].sharding.spec == place.spec
+    np.testing.assert_array_equal(params["w"], np.full((8, 4), 3.0))
+
+
+def test_a_position_that_cannot_be_saved_is_found_before_training():
+    def numbers():
+        yield from ({"x": np.array([i])} for i in range(10))
+
+    dataset = tf.data.Dataset.from_generator(numbers, output_signature={"x": tf.TensorSpec([1], tf.int64)})
+    stateful = Batches(dataset.batch(2), 2, "split 'train' of task 'mine'")
+    next(stateful)
+    with pytest.raises(InputError, match="split 'train' of task 'mine' cannot be saved.*from_generator"):
+        stateful.check_saveable()
+
+
+def test_nothing_to_read_is_said():
+    with pytest.raises(InputError, match="not one batch of 2 in test"):
+        next(Batches(tf.data.Dataset.range(0).map(lambda i: {"x": i[None]}).batch(2), 2, "test"))
