@@ -65,10 +65,13 @@ def generate_tokens(
         limit, max_tokens = room - (max_tokens or 1), max_tokens or max(room - longest, 1)
     if min(len(prompt) for prompt in prompts) == 0:
         raise InputError("A prompt is empty; give at least one token of text.")
-    if longest > limit or max_tokens > room:
+    if max_tokens > room:
+        raise InputError(f"--max-tokens is {max_tokens}; the model was trained on at most {room}.")
+    if longest > limit:
         raise InputError(
-            f"A prompt of {longest} tokens and {max_tokens} new ones do not fit the lengths the model was "
-            f"trained on, {dict(run.lengths)}; shorten the prompt to {limit} tokens or lower --max-tokens."
+            f"A prompt has {longest} tokens, but beside {max_tokens} new ones there is room for {limit} in "
+            f"the lengths the model was trained on, {dict(run.lengths)}; shorten it"
+            f"{'' if encodes else ' or lower --max-tokens'}."
         )
     rules = run.rules
     rows = -len(prompts) % _shares(mesh, rules) + len(prompts)

@@ -4,6 +4,7 @@ Shapes: B batch, V vocab.
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ class Sampling:
     top_p: float | None = None
 
     def __post_init__(self):
-        if self.temperature < 0:
+        if not 0 <= self.temperature < math.inf:
             raise InputError(f"--temperature is {self.temperature}; give 0 (greedy) or a positive number.")
         if self.top_k is not None and self.top_k < 1:
             raise InputError(f"--top-k is {self.top_k}; give at least 1.")

@@ -11,7 +11,7 @@ import jax
 from flax import nnx
 
 from pretrain.models import attention, layers
-from pretrain.models.transformer import DTYPES, Stack, StackConfig
+from pretrain.models.transformer import DTYPES, Stack, StackConfig, check_sizes
 
 Batch = Mapping[str, jax.Array]
 
@@ -35,6 +35,9 @@ class DecoderConfig:
     rotary_theta: float = 10_000.0
     dtype: str = "float32"
     remat: str = "none"
+
+    def __post_init__(self):
+        check_sizes(self)
 
     @property
     def stack(self) -> StackConfig:

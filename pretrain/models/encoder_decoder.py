@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from pretrain.models import attention, layers
-from pretrain.models.transformer import DTYPES, Stack, StackConfig
+from pretrain.models.transformer import DTYPES, Stack, StackConfig, check_sizes
 
 Batch = Mapping[str, jax.Array]
 
@@ -42,6 +42,9 @@ class EncoderDecoderConfig:
     relative_max_distance: int = 128
     dtype: str = "float32"
     remat: str = "none"
+
+    def __post_init__(self):
+        check_sizes(self)
 
     def stack(self, num_layers: int, *, decodes: bool) -> StackConfig:
         return StackConfig(

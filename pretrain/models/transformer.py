@@ -28,6 +28,19 @@ REMAT: dict[str, Callable[[Any], Any]] = {
 }
 
 
+def check_sizes(config: Any) -> None:
+    """Raises InputError for a field of a model config that no model can have."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        known = {"activation": layers.ACTIVATIONS, "remat": REMAT, "dtype": DTYPES}.get(field.name)
+        if known is not None and value not in known:
+            raise InputError(f"Model {field.name}={value!r} is not one of {', '.join(known)}.")
+        if isinstance(value, int) and not isinstance(value, bool) and value < 1:
+            raise InputError(f"Model {field.name}={value} must be at least 1.")
+    if not 0 <= config.dropout < 1:
+        raise InputError(f"Model dropout={config.dropout} must be in [0, 1).")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StackConfig:
     """The shape of one stack. `positions` is "relative" (T5's bias) or "rotary" (scaled dot products)."""
@@ -50,9 +63,6 @@ class StackConfig:
     bidirectional: bool = False
 
     def __post_init__(self):
-        for name, known in (("activation", layers.ACTIVATIONS), ("remat", REMAT)):
-            if getattr(self, name) not in known:
-                raise InputError(f"Model {name}={getattr(self, name)!r} is not one of {', '.join(known)}.")
         if self.num_heads % self.num_kv_heads:
             raise InputError(
                 f"Model num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}."

@@ -9,6 +9,7 @@ parameters without being told. Outside a `layout` the helpers are plain jnp, on 
 import contextlib
 import contextvars
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -93,6 +94,19 @@ def named(mesh: jax.sharding.Mesh, rules: Rules, axes: Sequence[str | None]) -> 
     return NamedSharding(mesh, rules.spec(axes))
 
 
+def check_divides(shape: Sequence[int], axes: Sequence[str | None]) -> None:
+    """Raises InputError if a dimension of `shape` cannot be cut evenly as the rules say."""
+    mesh = jax.sharding.get_abstract_mesh()
+    for size, axis, along in zip(shape, axes, spec(axes) or (None,) * len(shape), strict=True):
+        names = (along,) if isinstance(along, str) else along or ()
+        shares = math.prod(mesh.shape[name] for name in names)
+        if size % shares:
+            raise InputError(
+                f"The {axis} dimension of a parameter, {size}, does not divide into the {shares} shares of "
+                f"mesh axis {', '.join(names)}; change the mesh, the model or Rules.{axis}."
+            )
+
+
 def concrete(abstract: Any) -> Any:
     """The shapes that `jax.eval_shape` gives, on the devices of the current mesh."""
     mesh = jax.sharding.get_mesh()
@@ -106,6 +120,7 @@ def concrete(abstract: Any) -> Any:
 
 def normal(key: jax.Array, shape: Sequence[int], axes: Sequence[str | None], stddev: float) -> jax.Array:
     """Float32 N(0, stddev^2), each device making its own part; the values do not depend on the mesh."""
+    check_divides(shape, axes)
     return stddev * jax.random.normal(key, shape, jnp.float32, out_sharding=spec(axes))
 
 

@@ -1,5 +1,6 @@
 """The train loop: read it top to bottom."""
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -66,9 +67,9 @@ def train(
             train_state = saved.restore(done, programs.abstract_state(), batches)
             batch = next(batches)
         else:
-            train_state = programs.init()
             batch = next(batches)
             batches.check_saveable()
+            train_state = programs.init()
             saved = checkpointing.Checkpoints(model_dir, keep=run.keep_checkpoints, period=run.keep_period)
         if jax.process_index() == 0:
             model_dirs.claim(model_dir, config_text)
@@ -81,30 +82,32 @@ def train(
         window = Window(run, facts)
 
         # 4. One turn a step. The device works on this step while the host reads the figures of the last one.
-        for at in range(done + 1, run.steps + 1):
-            train_state, sums = programs.train_step(train_state, pipeline.to_devices(batch, mesh, run.rules))
-            log.ledger(at, pipeline.batch_hash(batch))
-            window.push(at, sums)
-            leaving = stop() or at == run.steps
-            if at % run.log_period == 0 or leaving:
-                figures = window.close()
-                log.metrics(at, "train", figures)
-                observer.progressed(at, figures)
-            if at % run.eval_period == 0 or at == run.steps:
-                with window.paused():
-                    figures = evaluation.evaluate(run, programs.eval_step, train_state.params, mesh)
-                log.metrics(at, "eval", figures)
-                observer.evaluated(at, figures)
-            if at % run.checkpoint_period == 0 or leaving:
-                with window.paused():  # has read the step's figures: nothing that is not finite is ever saved
-                    saved.save(at, train_state, batches, config_text)
-                observer.saved(at)
-            if leaving:
-                break
-            batch = next(batches)  # after the save, so that the saved position is that of the saved state
-        saved.close()
-        log.event(at, "finished" if at == run.steps else "stopped")
-        log.close()
+        with contextlib.closing(saved), contextlib.closing(log):
+            for at in range(done + 1, run.steps + 1):
+                train_state, sums = programs.train_step(
+                    train_state, pipeline.to_devices(batch, mesh, run.rules)
+                )
+                log.ledger(at, pipeline.batch_hash(batch))
+                window.push(at, sums)
+                leaving = stop() or at == run.steps
+                if at % run.log_period == 0 or leaving:
+                    figures = window.close()
+                    log.metrics(at, "train", figures)
+                    observer.progressed(at, figures)
+                if at % run.eval_period == 0 or at == run.steps:
+                    with window.paused():
+                        figures = evaluation.evaluate(run, programs.eval_step, train_state.params, mesh)
+                    log.metrics(at, "eval", figures)
+                    observer.evaluated(at, figures)
+                if at % run.checkpoint_period == 0 or leaving:
+                    with window.paused():  # has read the step's figures: what is not finite is never saved
+                        saved.save(at, train_state, batches, config_text)
+                    observer.saved(at)
+                if leaving:
+                    break
+                batch = next(batches)  # after the save: the saved position is that of the saved state
+            saved.wait()
+            log.event(at, "finished" if at == run.steps else "stopped")
     return at
 
 

@@ -65,7 +65,7 @@ class Records:
                 tf.summary.scalar(f"{kind}/{name}", value)
 
     def event(self, step: int, event: str, **fields: Any) -> None:
-        """Something that happened to the run: started, resumed, stopped, failed."""
+        """Something that happened to the run: started, resumed, stopped, finished."""
         if self._writes:
             self._metrics.write(step, kind="event", event=event, **fields)
 

@@ -152,6 +152,10 @@ def test_flops_are_those_xla_counts(family, tiny_config, token_batch):
 
 def test_what_a_model_cannot_be_is_refused(tiny_config):
     with pytest.raises(InputError, match="remat='some' is not one of none, full, dots"):
-        tiny_config("decoder", remat="some").stack  # noqa: B018
+        tiny_config("decoder", remat="some")
+    with pytest.raises(InputError, match="dtype='float31' is not one of float32, bfloat16"):
+        tiny_config("encoder_decoder", dtype="float31")
+    with pytest.raises(InputError, match="num_heads=0 must be at least 1"):
+        tiny_config("decoder", num_heads=0)
     with pytest.raises(InputError, match="num_heads=4 is not a multiple of num_kv_heads=3"):
         tiny_config("decoder", num_kv_heads=3).stack  # noqa: B018

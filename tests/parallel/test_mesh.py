@@ -1,3 +1,4 @@
+import jax
 import pytest
 
 from pretrain.errors import InputError
@@ -39,6 +40,14 @@ def test_a_rule_for_an_axis_the_mesh_lacks_is_refused():
         sharding.layout(MeshConfig().build(), rules),
     ):
         pass
+
+
+def test_a_dimension_that_does_not_divide_is_refused():
+    with (
+        pytest.raises(InputError, match="mlp dimension of a parameter, 6, does not divide into the 4 shares"),
+        sharding.layout(MeshConfig(tensor=4).build(), sharding.Rules()),
+    ):
+        sharding.normal(jax.random.key(0), (8, 6), ("embed", "mlp"), 1.0)
 
 
 def test_a_layout_ends_with_its_context():
