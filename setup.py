@@ -33,7 +33,19 @@ setup(
     extras_require={
         "gpu": ["jax[cuda13]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],
-        "test": ["pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff>=0.14,<1", "mypy>=1.18,<3"],
+        "test": [
+            "pytest>=8,<10",
+            "pytest-xdist>=3.6,<4",
+            "ruff>=0.14,<1",
+            "mypy>=1.18,<3",
+            # What t5, the reference that scripts/setup.sh installs without its outdated pins, imports.
+            "babel",
+            "nltk",
+            "pandas",
+            "rouge-score",
+            "sacrebleu",
+            "scikit-learn",
+        ],
     },
     entry_points={"console_scripts": ["pretrain = pretrain.cli.main:main"]},
 )

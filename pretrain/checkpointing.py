@@ -89,11 +89,9 @@ class Checkpoints:
     def save(self, step: int, state: Any, batches: Batches, config_text: str) -> None:
         """Begins to save; returns when the arrays are copied and the data position is written.
 
-        The arrays go to disk in the background. A checkpoint of this step that is already there stays.
+        The arrays go to disk in the background.
         """
-        if step in self._manager.all_steps():
-            return
-        self._manager.save(
+        begun = self._manager.save(
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(state),
@@ -101,6 +99,8 @@ class Checkpoints:
                 config=ocp.args.JsonSave({"config": config_text}),
             ),
         )
+        if not begun:
+            raise RuntimeError(f"Orbax declined to save step {step} in {self.directory}.")
 
     def restore(self, step: int, abstract_state: Any, batches: Batches | None = None) -> Any:
         """The state of `step`, laid out like the shapes of `abstract_state`; moves `batches` there.

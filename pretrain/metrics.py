@@ -26,7 +26,9 @@ def figures(sums: Mapping[str, float]) -> dict[str, float]:
     >>> figures({"nll": 2.0, "correct": 1.0, "weight": 4.0, "bytes": 2.0})
     {'loss': 0.5, 'accuracy': 0.25, 'perplexity': 1.6487212707001282, 'bits_per_byte': 1.4426950408889634}
     """
-    weight = max(sums["weight"], 1.0)
+    weight = sums["weight"]
+    if not weight:
+        raise ValueError("These batches have no target tokens, so there is no mean loss.")
     loss = sums["nll"] / weight
     result = {"loss": loss, "accuracy": sums["correct"] / weight}
     result["perplexity"] = math.exp(loss) if loss < 700 else math.inf

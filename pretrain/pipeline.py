@@ -3,9 +3,10 @@
 Every process reads its own share of the data and makes its own rows of the global batch.
 """
 
+import functools
 import hashlib
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -23,18 +24,32 @@ Batch = Mapping[str, np.ndarray]
 def examples(run: RunConfig, split: str, *, training: bool, shard: seqio.ShardInfo) -> tf.data.Dataset:
     """Rows of model features of this shard of the split: shuffled and endless, or once and in order."""
     bound = run.objective.bind(run.corpus(), run.shuffle_buffer)
-    dataset = bound.get_dataset(
-        sequence_length=dict(run.lengths),
-        split=split,
-        use_cached=run.use_cached,
-        shuffle=training,
-        seed=run.seed,
-        shard_info=shard,
-        num_epochs=None if training else 1,
+    read = {
+        "sequence_length": dict(run.lengths),
+        "split": split,
+        "use_cached": run.use_cached,
+        "shuffle": training,
+        # Held-out noise is the same for every run, so that runs of different seeds can be compared.
+        "seed": run.seed if training else 0,
+        "shard_info": shard,
+        "num_epochs": None if training else 1,
         # An in-memory cache would be written into every checkpoint of the iterator.
-        try_in_mem_cache=False,
-    )
+        "try_in_mem_cache": False,
+    }
+    if isinstance(bound, seqio.Mixture) and not training:
+        # SeqIO's mixture ends when its first task does; an evaluation reads every task to its end.
+        dataset = _one_after_another(
+            [task.get_dataset(**read) for task in bound.tasks], bound.output_features
+        )
+    else:
+        dataset = bound.get_dataset(**read)
     return run.objective.converter(run.pack)(dataset, task_feature_lengths=dict(run.lengths))
+
+
+def _one_after_another(datasets: Sequence[tf.data.Dataset], features: Iterable[str]) -> tf.data.Dataset:
+    """All of each, with the features that all have."""
+    kept = [dataset.map(lambda example: {name: example[name] for name in features}) for dataset in datasets]
+    return functools.reduce(lambda first, second: first.concatenate(second), kept)
 
 
 def batches(run: RunConfig, split: str | None = None, *, training: bool = True) -> "Batches":

@@ -141,9 +141,13 @@ class RunConfig:
         shares = 1
         for axis in axes:
             shares *= axis_sizes.get(axis, 1)  # one that is not there is for sharding.check_rules to refuse
-        needed = max(shares, num_processes)
-        if self.batch_size % needed:
+        if shares % num_processes:
             raise InputError(
-                f"RunConfig.batch_size is {self.batch_size}: make it a multiple of {needed}, the shares of "
+                f"Rules.batch cuts the batch into {shares} shares, which {num_processes} processes cannot read "
+                f"evenly: lay it along mesh axes whose sizes multiply to a multiple of {num_processes}."
+            )
+        if self.batch_size % shares:
+            raise InputError(
+                f"RunConfig.batch_size is {self.batch_size}: make it a multiple of {shares}, the shares of "
                 f"the mesh ({', '.join(f'{axis}={axis_sizes.get(axis)}' for axis in axes)})."
             )

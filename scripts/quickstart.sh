@@ -4,14 +4,16 @@
 #
 #   ./scripts/quickstart.sh [MODEL_DIR] [--gin.NAME=VALUE ...]
 set -euo pipefail
+from="$(pwd)"
 cd "$(dirname "$0")/.."
-model_dir="runs/quickstart"
-if [ $# -gt 0 ] && [[ "$1" != --* ]]; then
+model_dir="$(pwd)/runs/quickstart"
+if [ $# -gt 0 ] && [[ "$1" != -* ]]; then
   model_dir="$1"
+  [[ "$model_dir" = /* ]] || model_dir="$from/$model_dir"
   shift
 fi
 ./scripts/setup.sh
-pretrain=.venv/bin/pretrain
+pretrain="$(pwd)/.venv/bin/pretrain"
 trap 'exit 130' INT  # a training run stopped with Ctrl-C has saved; do not go on to evaluate it
 "$pretrain" train runs/quickstart.gin --model-dir "$model_dir" "$@"
 "$pretrain" evaluate "$model_dir" --examples 3
@@ -22,6 +24,6 @@ What to try next
   your own text:  $pretrain train runs/text_files.gin --gin.FILES="'/path/*.txt'" --model-dir runs/mine
   fill a gap:     $pretrain generate $model_dir --prompt 'for i in <extra_id_0>(10):'
   see the data:   $pretrain inspect runs/quickstart.gin
-  the curves:     .venv/bin/tensorboard --logdir $model_dir/tensorboard
+  the curves:     $(pwd)/.venv/bin/tensorboard --logdir $model_dir/tensorboard
   a decoder:      $pretrain train runs/quickstart_causal_lm.gin --model-dir runs/causal
 EOF

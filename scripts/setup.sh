@@ -11,24 +11,28 @@ usable() {
 
 find_python() {
   local candidate
-  for candidate in ${PYTHON:-python3 python3.12 python3.11 python3.13 python}; do
+  local candidates=(python3 python3.12 python3.11 python3.13 python)
+  if [ -n "${PYTHON:-}" ]; then
+    candidates=("$PYTHON")
+  fi
+  for candidate in "${candidates[@]}"; do
     if command -v "$candidate" >/dev/null && usable "$candidate"; then
       echo "$candidate"
       return
     fi
   done
-  echo "No Python 3.11 to 3.13 with venv found (tried ${PYTHON:-python3, python3.12, python3.11, python3.13});" \
+  echo "No Python 3.11 to 3.13 with venv found (tried ${candidates[*]});" \
     "install one, or name it: PYTHON=/path/to/python3.11 $0" >&2
   exit 2
 }
 
 stamp=".venv/installed-${extras:-plain}"
-wanted="$(cksum < setup.py)"
+wanted="$(pwd) $(cksum < setup.py)"
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
-  if ! [ -x .venv/bin/python ]; then
+  if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then  # not there, or cut short
     python="$(find_python)"
     echo "Making .venv with $("$python" --version)" >&2
-    "$python" -m venv .venv
+    "$python" -m venv --clear .venv
   fi
   echo "Installing (a minute or two, about 3 GB)" >&2
   .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".${extras:+[$extras]}"

@@ -5,12 +5,12 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 ./scripts/setup.sh test
 
-selection=(-m "not slow")
+marked="not slow"
 if [ "${1:-}" = --all ]; then
-  selection=()
+  marked=""
   shift
 fi
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-exec .venv/bin/python -m pytest -n "$(nproc)" --dist worksteal "${selection[@]}" "$@"
+exec .venv/bin/python -m pytest -n "$(getconf _NPROCESSORS_ONLN)" --dist worksteal -m "$marked" "$@"

@@ -12,6 +12,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from pretrain.training.loop import Facts
 
@@ -50,7 +51,7 @@ class ConsoleObserver:
             ("steps", f"{facts.first_step:,} to {run.steps:,}, seed {run.seed}"),
             ("model dir", f"{facts.model_dir} (checkpoint every {run.checkpoint_period:,} steps)"),
         ):
-            table.add_row(f"[bold]{name}", value)
+            table.add_row(Text(name, style="bold"), value)
         self._console.print(table)
         if not self._console.is_terminal:
             return
@@ -92,4 +93,4 @@ class ConsoleObserver:
             self._bar.stop()
 
     def _say(self, text: str) -> None:
-        self._console.print(text, highlight=False)
+        self._console.print(text, highlight=False, soft_wrap=True)

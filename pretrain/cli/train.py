@@ -39,9 +39,12 @@ def command(run_file: str, model_dir: Path, allow_config_change: bool, gin_flags
         model_dirs.refuse_other_data(model_dir, text, config.data_difference)
     else:
         model_dirs.refuse_another_run(model_dir, text, config.difference)
-    console = Console()
-    if model_dirs.latest_step(model_dir) >= run.steps:
-        console.print(f"{model_dir} is complete: step {run.steps:,} of {run.steps:,}. Nothing to do.")
+    console = Console(markup=False)
+    done = model_dirs.latest_step(model_dir)
+    if done >= run.steps:
+        console.print(
+            f"{model_dir} is complete: step {done:,} of {run.steps:,}. Nothing to do.", soft_wrap=True
+        )
         return
     observer = ConsoleObserver(console)
     try:
@@ -56,7 +59,7 @@ def command(run_file: str, model_dir: Path, allow_config_change: bool, gin_flags
     if last < run.steps:
         console.print(f"Stopped and saved at step {last:,}; run the same command to go on.")
     else:
-        console.print(f"Done: step {last:,}. Next: pretrain evaluate {model_dir}")
+        console.print(f"Done: step {last:,}. Next: pretrain evaluate {model_dir}", soft_wrap=True)
 
 
 def _what_is_left(step: int) -> str:

@@ -33,6 +33,8 @@ def filled_examples(run: RunConfig, params: Params, mesh: jax.sharding.Mesh, num
     spread = [
         examples[(2 * i + 1) * len(examples) // (2 * number)] for i in range(min(number, len(examples)))
     ]
+    if not spread:
+        return []
     pairs = [_prompt_and_truth(example) for example in spread]
     outputs = generate_tokens(run, params, mesh, [prompt for prompt, _ in pairs], sampling=SAMPLING)
     if run.model.family == "decoder":  # it would go on to the end of its row

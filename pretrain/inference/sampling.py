@@ -26,6 +26,10 @@ class Sampling:
     def __post_init__(self):
         if not 0 <= self.temperature < math.inf:
             raise InputError(f"--temperature is {self.temperature}; give 0 (greedy) or a positive number.")
+        if self.temperature == 0 and (self.top_k, self.top_p) != (None, None):
+            raise InputError(
+                "--top-k and --top-p choose what to draw from, but --temperature 0 draws nothing; set it."
+            )
         if self.top_k is not None and self.top_k < 1:
             raise InputError(f"--top-k is {self.top_k}; give at least 1.")
         if self.top_p is not None and not 0 < self.top_p <= 1:

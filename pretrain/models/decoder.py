@@ -10,6 +10,7 @@ from typing import ClassVar
 import jax
 from flax import nnx
 
+from pretrain.errors import InputError
 from pretrain.models import attention, layers
 from pretrain.models.transformer import DTYPES, Stack, StackConfig, check_sizes
 
@@ -38,6 +39,8 @@ class DecoderConfig:
 
     def __post_init__(self):
         check_sizes(self)
+        if self.head_dim % 2:
+            raise InputError(f"Model head_dim={self.head_dim} must be even: rotary positions turn pairs.")
 
     @property
     def stack(self) -> StackConfig:

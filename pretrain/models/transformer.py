@@ -35,7 +35,7 @@ def check_sizes(config: Any) -> None:
         known = {"activation": layers.ACTIVATIONS, "remat": REMAT, "dtype": DTYPES}.get(field.name)
         if known is not None and value not in known:
             raise InputError(f"Model {field.name}={value!r} is not one of {', '.join(known)}.")
-        if isinstance(value, int) and not isinstance(value, bool) and value < 1:
+        if field.type in (int, int | None) and value is not None and value < 1:
             raise InputError(f"Model {field.name}={value} must be at least 1.")
     if not 0 <= config.dropout < 1:
         raise InputError(f"Model dropout={config.dropout} must be in [0, 1).")

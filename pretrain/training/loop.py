@@ -66,13 +66,13 @@ def train(
             saved = checkpointing.Checkpoints(model_dir, keep=run.keep_checkpoints, period=run.keep_period)
             train_state = saved.restore(done, programs.abstract_state(), batches)
             batch = next(batches)
+            model_dirs.claim(model_dir, config_text)
         else:
             batch = next(batches)
             batches.check_saveable()
             train_state = programs.init()
-            saved = checkpointing.Checkpoints(model_dir, keep=run.keep_checkpoints, period=run.keep_period)
-        if jax.process_index() == 0:
             model_dirs.claim(model_dir, config_text)
+            saved = checkpointing.Checkpoints(model_dir, keep=run.keep_checkpoints, period=run.keep_period)
 
         # 3. What is about to happen.
         log = records.Records(model_dir, resumed_from=done, writes=jax.process_index() == 0)
@@ -90,16 +90,19 @@ def train(
                 log.ledger(at, pipeline.batch_hash(batch))
                 window.push(at, sums)
                 leaving = stop() or at == run.steps
-                if at % run.log_period == 0 or leaving:
+                saving = at % run.checkpoint_period == 0 or leaving
+                if at % run.log_period == 0 or saving:  # a window ends where a run may begin again
                     figures = window.close()
                     log.metrics(at, "train", figures)
                     observer.progressed(at, figures)
                 if at % run.eval_period == 0 or at == run.steps:
                     with window.paused():
                         figures = evaluation.evaluate(run, programs.eval_step, train_state.params, mesh)
+                    if not math.isfinite(figures["loss"]):
+                        raise Diverged(f"The held-out loss after step {at} is {figures['loss']}.")
                     log.metrics(at, "eval", figures)
                     observer.evaluated(at, figures)
-                if at % run.checkpoint_period == 0 or leaving:
+                if saving:
                     with window.paused():  # has read the step's figures: what is not finite is never saved
                         saved.save(at, train_state, batches, config_text)
                     observer.saved(at)
@@ -153,7 +156,7 @@ class Window:
             return
         (at, sums), self._pending = self._pending, None
         values = {name: float(value) for name, value in jax.device_get(sums).items()}
-        for name in ("loss", "gradient_norm"):
+        for name in ("loss", "gradient_norm", "parameter_norm"):
             if not math.isfinite(values[name]):
                 raise Diverged(f"The {name.replace('_', ' ')} of step {at} is {values[name]}.")
         self._last = at
@@ -166,7 +169,7 @@ class Window:
     def close(self) -> dict[str, float]:
         """The figures of the window, and a new one begins.
 
-        loss, accuracy, ...: means over all tokens of the window; gradient_norm: of its last step;
+        loss, accuracy, ...: means over all tokens of the window; gradient_norm, parameter_norm: of its last step;
         tokens_per_second: useful ones; model_flops_per_second, and utilisation where the peak is known.
         """
         self.drain()
@@ -174,6 +177,7 @@ class Window:
         sums, steps = metrics.add(self._sums), len(self._sums)
         figures = metrics.figures(sums)
         figures["gradient_norm"] = self._sums[-1]["gradient_norm"]
+        figures["parameter_norm"] = self._sums[-1]["parameter_norm"]
         figures["learning_rate"] = float(self._schedule(self._last - 1))
         figures["tokens_per_second"] = sums["tokens"] / seconds
         figures["steps_per_second"] = steps / seconds

@@ -66,7 +66,9 @@ def refuse_other_things(model_dir: Path) -> None:
 
 
 def claim(model_dir: Path, config_text: str) -> None:
-    """Makes `model_dir` the home of the run with this config."""
+    """Makes `model_dir` the home of the run with this config; one process does it for all."""
+    if jax.process_index() != 0:
+        return
     model_dir.mkdir(parents=True, exist_ok=True)
     temporary = model_dir / f"{CONFIG}.tmp"
     temporary.write_text(config_text)

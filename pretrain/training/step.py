@@ -71,7 +71,8 @@ def make_train_step(
     token_bytes: np.ndarray,
 ) -> TrainStep:
     """(state, batch) -> (state, sums). The gradient is that of the summed loss, divided once by the summed
-    weight of the global batch; the sums also hold the `gradient_norm` before clipping."""
+    weight of the global batch; the sums also hold the `gradient_norm` before clipping and
+    the `parameter_norm` after the update."""
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
         key = state.step_key()
@@ -86,6 +87,7 @@ def make_train_step(
         sums["gradient_norm"] = optax.tree.norm(gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        sums["parameter_norm"] = optax.tree.norm(params)
         return TrainState(state.step + 1, params, opt_state, state.key), sums
 
     return train_step

@@ -57,9 +57,11 @@ def test_rows_are_cut_independently():
     ("settings", "message"),
     [
         ({"temperature": -1.0}, "--temperature is -1.0"),
-        ({"top_k": 0}, "--top-k is 0"),
-        ({"top_p": 0.0}, "--top-p is 0.0"),
-        ({"top_p": 1.5}, "--top-p is 1.5"),
+        ({"temperature": float("nan")}, "--temperature is nan"),
+        ({"top_p": 0.5}, "--temperature 0 draws nothing"),
+        ({"temperature": 1.0, "top_k": 0}, "--top-k is 0"),
+        ({"temperature": 1.0, "top_p": 0.0}, "--top-p is 0.0"),
+        ({"temperature": 1.0, "top_p": 1.5}, "--top-p is 1.5"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, message):

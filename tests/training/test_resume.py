@@ -39,7 +39,7 @@ def command(run_file: str, family: str, corpus: Path, model_dir: Path, *extra: s
     model = SMALL[family]
     settings = {
         "FILES": f"'{corpus}'", "STEPS": STEPS, "BATCH_SIZE": 4, "pack": True, "shuffle_buffer": 50,
-        "checkpoint_period": 6, "eval_period": 12, "eval_batches": 2, "log_period": 3,
+        "checkpoint_period": 6, "eval_period": 12, "eval_batches": 2, "log_period": 4,
         "text_files.task.validation_fraction": 0.1,
         f"{model}.embed_dim": 16, f"{model}.mlp_dim": 32, f"{model}.head_dim": 8, f"{model}.dropout": 0.1,
     }  # fmt: skip
