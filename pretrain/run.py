@@ -143,8 +143,8 @@ class RunConfig:
             shares *= axis_sizes.get(axis, 1)  # one that is not there is for sharding.check_rules to refuse
         if shares % num_processes:
             raise InputError(
-                f"Rules.batch cuts the batch into {shares} shares, which {num_processes} processes cannot read "
-                f"evenly: lay it along mesh axes whose sizes multiply to a multiple of {num_processes}."
+                f"Rules.batch cuts the batch into {shares} shares, which {num_processes} processes cannot "
+                f"read evenly: lay it along mesh axes whose sizes multiply to a multiple of {num_processes}."
             )
         if self.batch_size % shares:
             raise InputError(

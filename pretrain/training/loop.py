@@ -169,7 +169,7 @@ class Window:
     def close(self) -> dict[str, float]:
         """The figures of the window, and a new one begins.
 
-        loss, accuracy, ...: means over all tokens of the window; gradient_norm, parameter_norm: of its last step;
+        loss, accuracy, ...: means over all tokens; gradient_norm, parameter_norm: of the last step;
         tokens_per_second: useful ones; model_flops_per_second, and utilisation where the peak is known.
         """
         self.drain()
