@@ -162,6 +162,7 @@ class BoundTask(seqio.Task):
         _check_corpus(corpus, objective)
         self.corpus = corpus
         self.objective = objective
+        self._shuffle_buffer = shuffle_buffer
         super().__init__(
             name=f"{corpus.name}.{objective.name}",
             source=corpus.source,
@@ -182,7 +183,7 @@ class BoundTask(seqio.Task):
 
     def replace(self, **kwargs) -> "BoundTask":
         """The same objective bound to `corpus.replace(**kwargs)`."""
-        return BoundTask(self.corpus.replace(**kwargs), self.objective, self.shuffle_buffer_size)
+        return BoundTask(self.corpus.replace(**kwargs), self.objective, self._shuffle_buffer)
 
     def get_dataset(
         self,

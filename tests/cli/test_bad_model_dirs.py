@@ -127,11 +127,11 @@ def test_a_model_of_other_shapes_cannot_be_used(call, causal, command, options):
         (["--prompt", "x = y"], "The prompt 'x = y' has no gap to fill: mark gaps with <extra_id_0>"),
         (["--prompt", ""], "The prompt '' has no gap to fill"),
         (["--prompt", f"{GAP} <extra_id_100>"], "<extra_id_100>, but the vocabulary's sentinels are"),
-        (["--prompt", GAP + "x" * 100], "A prompt of 102 tokens"),
-        (["--prompt", GAP, "--max-tokens", "99"], "99 new ones do not fit"),
+        (["--prompt", GAP + "x" * 100], "A prompt has 102 tokens"),
+        (["--prompt", GAP, "--max-tokens", "99"], "--max-tokens is 99; the model was trained on at most 24"),
         (["--prompt", GAP, "--temperature", "-1"], "--temperature is -1.0"),
-        (["--prompt", GAP, "--top-k", "0"], "--top-k is 0"),
-        (["--prompt", GAP, "--top-p", "1.5"], "--top-p is 1.5"),
+        (["--prompt", GAP, "--temperature", "1", "--top-k", "0"], "--top-k is 0"),
+        (["--prompt", GAP, "--temperature", "1", "--top-p", "1.5"], "--top-p is 1.5"),
     ],
 )
 def test_prompts_and_samplings_that_cannot_be(call, spans, options, said):
@@ -142,9 +142,9 @@ def test_prompts_and_samplings_that_cannot_be(call, spans, options, said):
     ("options", "said"),
     [
         (["--prompt", ""], "A prompt is empty"),
-        (["--prompt", "x" * 100], "A prompt of 100 tokens"),
-        (["--prompt", "x", "--prompt", "x" * 100], "A prompt of 100 tokens"),
-        (["--prompt", "x", "--max-tokens", "16"], "A prompt of 1 tokens and 16 new ones do not fit"),
+        (["--prompt", "x" * 100], "A prompt has 100 tokens"),
+        (["--prompt", "x", "--prompt", "x" * 100], "A prompt has 100 tokens"),
+        (["--prompt", "x", "--max-tokens", "16"], "beside 16 new ones there is room for 0"),
     ],
 )
 def test_prompts_that_a_decoder_cannot_continue(call, causal, options, said):
