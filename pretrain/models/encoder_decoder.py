@@ -20,11 +20,7 @@ Batch = Mapping[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncoderDecoderConfig:
-    """The sizes of an encoder-decoder. `dtype` is the compute type; parameters are float32.
-
-    embedding_stddev: of the initial token embeddings. T5's 1 goes with Adafactor, whose updates are relative
-    to a parameter's scale; Adam's are not, and learn faster from small ones.
-    """
+    """The sizes of an encoder-decoder. `dtype` is the compute type; parameters are float32."""
 
     family: ClassVar[str] = "encoder_decoder"
     vocab_size: int
@@ -36,7 +32,6 @@ class EncoderDecoderConfig:
     mlp_dim: int
     activation: str = "gelu"
     dropout: float = 0.0
-    embedding_stddev: float = 1.0
     norm_epsilon: float = 1e-6
     relative_buckets: int = 32
     relative_max_distance: int = 128
@@ -78,8 +73,7 @@ class EncoderDecoderConfig:
 class EncoderDecoder(nnx.Module):
     def __init__(self, config: EncoderDecoderConfig, key: jax.Array):
         embedding, encoder, decoder, unembedding = jax.random.split(key, 4)
-        stddev = config.embedding_stddev
-        self.embedding = layers.Embedding(config.vocab_size, config.embed_dim, stddev=stddev, key=embedding)
+        self.embedding = layers.Embedding(config.vocab_size, config.embed_dim, stddev=1.0, key=embedding)
         self.encoder = Stack(config.encoder, encoder)
         self.decoder = Stack(config.decoder, decoder)
         self.unembedding = layers.Unembedding(config.embed_dim, config.vocab_size, key=unembedding)
