@@ -26,6 +26,7 @@ setup(
         "tensorflow-text>=2.20,<2.22",
         "gin-config>=0.5,<0.6",
         "numpy>=2,<3",
+        "sentencepiece>=0.2,<0.3",
         "click>=8.1,<9",
         "rich>=13,<16",
         "tensorboard>=2.20,<2.22",

@@ -2,6 +2,7 @@
 
 import collections.abc
 import inspect
+import os
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -12,9 +13,20 @@ _WORDS: dict[Any, str] = {
     int: "a whole number",
     float: "a number",
     str: "text in quotes",
+    os.PathLike: "a path",
     types.NoneType: "None",
     collections.abc.Callable: "a function",
 }
+
+
+def names_path(annotation: Any) -> bool:
+    """Whether what is annotated so is a path or holds paths: `os.PathLike` is somewhere in it.
+
+    >>> names_path(list[str | os.PathLike] | None), names_path(str)
+    (True, False)
+    """
+    kinds = (typing.get_origin(annotation), annotation)
+    return os.PathLike in kinds or any(map(names_path, typing.get_args(annotation)))
 
 
 class InstanceOf:

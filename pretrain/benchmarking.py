@@ -289,7 +289,6 @@ class _LoopRounds:
     def measure(self, run: RunConfig) -> None:
         """Trains for the rounds, in a model dir that is thrown away."""
         run = dataclasses.replace(run, steps=_NEVER, eval_period=_NEVER, checkpoint_period=_NEVER)
-        float(run.optimizer.schedule(0))  # compiled here, not in the loop's first line of figures
         with tempfile.TemporaryDirectory() as directory:
             try:
                 loop.train(run, "", Path(directory) / "model", self, self.stop)

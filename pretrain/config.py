@@ -65,6 +65,7 @@ def load_with_text(path: str | Path, bindings: Sequence[str] = ()) -> tuple[RunC
     for binding in bindings:
         settings.add_flag(binding, RunConfig)
     settings.check(RunConfig)
+    settings.make_paths_absolute(RunConfig)
     gin.clear_config()
     try:
         with _gin_quiet():

@@ -25,6 +25,7 @@ def evaluate(
     run: RunConfig, eval_step: EvalStep, params: Params, mesh: jax.sharding.Mesh, split: str | None = None
 ) -> dict[str, float]:
     """Figures over `run.eval_batches` batches of `split` (None: all of it), the same examples every time."""
+    run.check_batch(mesh.shape, jax.process_count())
     sums = [eval_step(params, pipeline.to_devices(batch, mesh, run.rules)) for batch in held_out(run, split)]
     return metrics.figures(metrics.add(jax.device_get(sums)))
 
@@ -55,7 +56,7 @@ def text_entropies(run: RunConfig) -> dict[str, float]:
     for batch in held_out(run):
         for example in rows.examples(batch):
             ids = run.objective.complete(example.get("inputs", ()), example["targets"], vocabulary)
-            text = np.frombuffer(vocabularies.readable(ids, vocabulary).encode(), np.uint8)
+            text = np.frombuffer(vocabularies.text_bytes(ids, vocabulary), np.uint8)
             np.add.at(counts, (text[:-1], text[1:]), 1)
     if jax.process_count() > 1:
         counts = multihost_utils.process_allgather(counts).sum(0)
@@ -73,6 +74,8 @@ def entropies(counts_of_pairs: np.ndarray) -> dict[str, float]:
     {'unigram_bits_per_byte': 1.0, 'bigram_bits_per_byte': 0.0}
     """
     total = counts_of_pairs.sum()
+    if not total:
+        raise ValueError("There are no two bytes of text side by side, so there are no entropies.")
     joint, single = _entropy(counts_of_pairs / total), _entropy(counts_of_pairs.sum(0) / total)
     before = _entropy(counts_of_pairs.sum(1) / total)
     return {"unigram_bits_per_byte": single, "bigram_bits_per_byte": joint - before}

@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
 
 import jax
 import numpy as np
@@ -12,16 +11,13 @@ import tensorflow as tf
 
 from pretrain import pipeline
 from pretrain.data import rows
-from pretrain.data.vocabulary import num_sentinels, token_bytes
+from pretrain.data.vocabulary import token_bytes
 from pretrain.errors import InputError
 from pretrain.pipeline import Batch
 from pretrain.run import RunConfig
 
 Example = Mapping[str, np.ndarray]
 Row = Sequence[Example]
-Kind = Literal["text", "sentinel", "special"]
-
-_SPACE = "\u2581"  # SentencePiece writes a space as this
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,61 +227,6 @@ def _reading(run: RunConfig, task: seqio.Task | seqio.Mixture, split: str, train
         # The files are shuffled all the same, but no buffer has to fill.
         **({"shuffle_buffer_size": 1} if isinstance(task, seqio.Task) else {}),
     }
-
-
-@dataclasses.dataclass(frozen=True)
-class Piece:
-    """Ids as text: a stretch of text, or one sentinel, or one special id such as EOS."""
-
-    kind: Kind
-    text: str
-
-
-def pieces(ids: Sequence[int] | np.ndarray, vocabulary: seqio.Vocabulary) -> list[Piece]:
-    """Every id [n] accounted for: sentinels are <extra_id_N>, a part of a character is its bytes.
-
-    >>> [piece.text for piece in pieces([107, 198, 358, 108, 1, 0], seqio.ByteVocabulary(extra_ids=100))]
-    ['h\\\\xc3', '<extra_id_0>', 'i', '</s>', '<pad>']
-    """
-    marked = [(*_mark(int(token), vocabulary), int(token)) for token in ids]
-    result: list[Piece] = []
-    for kind, group in itertools.groupby(marked, key=lambda entry: entry[0]):
-        if kind == "text":
-            result.append(Piece("text", _spell([token for _, _, token in group], vocabulary)))
-        else:
-            result += [Piece(kind, name) for _, name, _ in group]
-    return result
-
-
-def _mark(token: int, vocabulary: seqio.Vocabulary) -> tuple[Kind, str]:
-    """The kind of an id, and its name where it is not text."""
-    size = vocabulary.vocab_size
-    named = {vocabulary.unk_id: "<unk>", vocabulary.eos_id: "</s>", vocabulary.pad_id: "<pad>"}
-    if token in named:
-        return "special", named[token]
-    if size - num_sentinels(vocabulary) <= token < size:
-        return "sentinel", f"<extra_id_{size - 1 - token}>"
-    if not 0 <= token < size:
-        return "special", f"<id {token}>"
-    if isinstance(vocabulary, seqio.SentencePieceVocabulary) and vocabulary.tokenizer.is_control(token):
-        return "special", vocabulary.tokenizer.id_to_piece(token)
-    return "text", ""
-
-
-def _spell(ids: Sequence[int], vocabulary: seqio.Vocabulary) -> str:
-    """Text of ids that are all text; `decode` would lose a first space, and bytes that are no character."""
-    if isinstance(vocabulary, seqio.ByteVocabulary):
-        data = bytes(token - 3 for token in ids)
-    elif isinstance(vocabulary, seqio.SentencePieceVocabulary):
-        data = b"".join(_piece_bytes(vocabulary.tokenizer, token) for token in ids)
-    else:
-        return vocabulary.decode(list(ids))
-    return data.decode(errors="backslashreplace")
-
-
-def _piece_bytes(model, token: int) -> bytes:
-    name = model.id_to_piece(token)
-    return bytes([int(name[1:-1], 16)]) if model.is_byte(token) else name.replace(_SPACE, " ").encode()
 
 
 def visible(text: str) -> str:

@@ -5,6 +5,8 @@ Every process reads its own share of the data and makes its own rows of the glob
 
 import functools
 import hashlib
+import json
+import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +16,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from pretrain.data import vocabulary as vocabularies
 from pretrain.errors import InputError
 from pretrain.parallel import sharding
 from pretrain.run import RunConfig
@@ -62,13 +65,35 @@ def batches(run: RunConfig, split: str | None = None, *, training: bool = True) 
     options = tf.data.Options()
     options.deterministic = True
     dataset = dataset.prefetch(4).with_options(options)
-    return Batches(dataset, rows, f"split {split!r} of task {run.corpus().name!r}")
+    return Batches(dataset, rows, f"split {split!r} of task {run.corpus().name!r}", identity(run, split))
+
+
+def identity(run: RunConfig, split: str) -> dict[str, str]:
+    """What is read, by what says it: each task's documents, and the vocabulary that made them tokens.
+
+    A source may have a method `identity(split) -> str`, as those in `tasks` do; of others, the names of the
+    files count, without their directories: a corpus may move.
+    """
+    corpus = run.corpus()
+    parts = {"the vocabulary": vocabularies.fingerprint(run.vocabulary())}
+    for task in corpus.tasks if isinstance(corpus, seqio.Mixture) else [corpus]:
+        if split in task.splits:
+            parts[f"the {split} data of task {task.name!r}"] = _identity_of_source(task.source, split)
+    return parts
+
+
+def _identity_of_source(source: seqio.DataSource, split: str) -> str:
+    if hasattr(source, "identity"):
+        return source.identity(split)
+    names = [os.path.basename(path) for path in source.list_shards(split)]
+    return hashlib.blake2b(repr(names).encode(), digest_size=8).hexdigest()
 
 
 class Batches(Iterator[Batch]):
     """An iterator over numpy batches whose position is saved with the checkpoint and restored from it."""
 
-    def __init__(self, dataset: tf.data.Dataset, rows: int, name: str):
+    def __init__(self, dataset: tf.data.Dataset, rows: int, name: str, identity: Mapping[str, str]):
+        self._identity = dict(identity)
         self._iterator = iter(dataset)
         self._rows = rows
         self._name = name
@@ -88,8 +113,9 @@ class Batches(Iterator[Batch]):
         return {name: _padded(value.numpy(), self._rows) for name, value in batch.items()}
 
     def save(self, path: Path) -> None:
-        """Writes the position (TensorFlow's own format, a few files that begin with `path`)."""
+        """Writes the position (TensorFlow's own format, a few files that begin with `path`) and in what."""
         tf.train.Checkpoint(iterator=self._iterator).write(str(path))
+        path.with_suffix(".json").write_text(json.dumps(self._identity))
 
     def check_saveable(self) -> None:
         """Raises InputError if the position cannot be saved; better known before training than at a save."""
@@ -103,7 +129,17 @@ class Batches(Iterator[Batch]):
                 ) from error
 
     def restore(self, path: Path) -> None:
-        """Continues where the iterator that wrote `path` stood."""
+        """Continues where the iterator that wrote `path` stood.
+
+        Raises InputError if that was in other data: TensorFlow would go on with the files of before.
+        """
+        before = json.loads(path.with_suffix(".json").read_text())
+        changed = [name for name in before | self._identity if before.get(name) != self._identity.get(name)]
+        if changed:
+            raise InputError(
+                f"{path} is a position in other data, since {' and '.join(changed)} changed: bring back what "
+                "was there when the run began, or start in another --model-dir."
+            )
         tf.train.Checkpoint(iterator=self._iterator).read(str(path)).assert_consumed()
         self._started = True
 

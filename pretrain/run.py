@@ -12,7 +12,7 @@ from pretrain.models.encoder_decoder import EncoderDecoderConfig
 from pretrain.objectives.base import Objective
 from pretrain.optim import Optimizer
 from pretrain.parallel.mesh import MeshConfig
-from pretrain.parallel.sharding import Rules
+from pretrain.parallel.sharding import Rules, check_rules
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,11 +136,8 @@ class RunConfig:
 
     def check_batch(self, axis_sizes: Mapping[str, int], num_processes: int) -> None:
         """Raises InputError if the batch cannot be cut evenly over the mesh."""
-        axes = self.rules.batch
-        axes = (axes,) if isinstance(axes, str) else axes or ()
-        shares = 1
-        for axis in axes:
-            shares *= axis_sizes.get(axis, 1)  # one that is not there is for sharding.check_rules to refuse
+        check_rules(self.rules, axis_sizes)
+        shares = self.rules.shares("batch", axis_sizes)
         if shares % num_processes:
             raise InputError(
                 f"Rules.batch cuts the batch into {shares} shares, which {num_processes} processes cannot "
@@ -149,5 +146,5 @@ class RunConfig:
         if self.batch_size % shares:
             raise InputError(
                 f"RunConfig.batch_size is {self.batch_size}: make it a multiple of {shares}, the shares of "
-                f"the mesh ({', '.join(f'{axis}={axis_sizes.get(axis)}' for axis in axes)})."
+                f"the mesh ({', '.join(f'{axis}={size}' for axis, size in axis_sizes.items())})."
             )

@@ -8,6 +8,7 @@ people are told.
 import dataclasses
 import difflib
 import inspect
+import os
 import tokenize
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,7 +17,7 @@ from typing import Any
 
 from gin import config_parser
 
-from pretrain.annotations import InstanceOf, described, fits, parameters
+from pretrain.annotations import InstanceOf, described, fits, names_path, parameters
 from pretrain.errors import InputError
 
 REGISTRATION = "from __gin__ import dynamic_registration"
@@ -194,11 +195,20 @@ class Settings:
                 what = f"refers to {flag.selector}" if flag.argument else f"has the value %{flag.selector}"
                 raise InputError(f"{flag.place}: nothing in this run {what}; leave the flag out.")
 
+    def make_paths_absolute(self, root: type) -> None:
+        """Adds flags that do: a relative path starts here and now, wherever its run is used from later."""
+        for setting in self._reading(root).paths:
+            if (value := _absolute(setting.value)) != setting.value:
+                self._flags.append(dataclasses.replace(setting, value=value))
+
     def read_by(self, root: type, arguments: Iterable[str] | None = None) -> dict[tuple[Any, str], Setting]:
         """By what they set, all settings that go into `root`, or into these of its arguments alone."""
+        return self._reading(root, arguments).read
+
+    def _reading(self, root: type, arguments: Iterable[str] | None = None) -> "_Reading":
         reading = _Reading([*self._settings, *self._flags])
         reading.call(root, self.selector_of(root), str(self.path), arguments)
-        return reading.read
+        return reading
 
 
 class _Reading:
@@ -212,6 +222,7 @@ class _Reading:
             (self._arguments[target] if setting.argument else self._macros)[name] = setting
         self._called: set[Any] = set()
         self.read: dict[tuple[Any, str], Setting] = {}
+        self.paths: list[Setting] = []
 
     def call(
         self,
@@ -239,6 +250,8 @@ class _Reading:
 
     def _argument(self, setting: Setting, annotation: Any) -> None:
         source = self._source(setting)
+        if names_path(annotation):
+            self.paths.append(source)
         if fits(self._value(source.value, source), annotation):
             return
         taker = "it" if source is setting else setting.name
@@ -277,6 +290,15 @@ class _Reading:
         if value.form == FUNCTION:
             return target
         return InstanceOf(target if isinstance(target, type) else None)
+
+
+def _absolute(value: Any) -> Any:
+    """A path, or each of several; one of a user's home directory or of a remote store stays as it is."""
+    if isinstance(value, list | tuple):
+        return type(value)(map(_absolute, value))
+    if not isinstance(value, str) or not value or value.startswith("~") or "://" in value:
+        return value
+    return os.path.abspath(value)
 
 
 def _text(path: Path) -> str:

@@ -3,7 +3,7 @@
 import os
 import platform
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import seqio
@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 
 from pretrain.errors import InputError
 from tasks.corpus import corpus_task
-from tasks.sources import LocalBuilder, PreparedTfdsDataSource, data_dir, prepare, unit_hash
+from tasks.sources import KeyedExample, LocalBuilder, PreparedTfdsDataSource, data_dir, prepare, unit_hash
 
 # Tests are more than half of the library's text and much alike; the rest is not the library's.
 _SKIPPED_DIRECTORIES = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
@@ -23,7 +23,7 @@ _VALIDATION_FRACTION = _TEST_FRACTION = 0.02
 class PythonStdlib(LocalBuilder):
     """TFDS builder: one document a source file, named by its path; one config an interpreter version."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
     BUILDER_CONFIGS = (
         tfds.core.BuilderConfig(
             name=f"py{platform.python_version()}",
@@ -34,11 +34,10 @@ class PythonStdlib(LocalBuilder):
     def features(self) -> dict[str, tfds.features.FeatureConnector]:
         return {"path": tfds.features.Text(), "text": tfds.features.Text()}
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-        del dl_manager
-        return {split: self._generate_examples(split) for split in ("train", "validation", "test")}
+    def splits(self) -> Sequence[str]:
+        return ("train", "validation", "test")
 
-    def _generate_examples(self, split: str) -> Iterator[tuple[str, dict[str, str]]]:
+    def documents(self, split: str) -> Iterator[KeyedExample]:
         root = Path(sysconfig.get_paths()["stdlib"])
         found = False
         for path in source_files(root):

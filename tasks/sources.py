@@ -60,6 +60,12 @@ class PreparedTfdsDataSource(seqio.DataSource):
         info = self._split_info(split)
         return info.num_examples if info else None
 
+    def identity(self, split: str) -> str:
+        """What the documents are: their digest if a `LocalBuilder` made them, else the dataset's name."""
+        tfds_split = self._tfds_splits[split]
+        digest = (self.builder.info.metadata or {}).get(tfds_split)
+        return digest or f"{self.builder.info.full_name} {tfds_split}"
+
     def get_dataset(
         self,
         split: str = "train",
@@ -88,11 +94,15 @@ class PreparedTfdsDataSource(seqio.DataSource):
         return splits[self._tfds_splits[split]] if splits else None
 
 
+KeyedExample = tuple[str, dict[str, str]]
+
+
 class LocalBuilder(tfds.core.GeneratorBasedBuilder):
     """Base of the builders that make a dataset out of files that are already here.
 
-    A subclass says what an example holds in `features()`; TFDS asks for the rest. Nothing is downloaded, so
-    nothing of TFDS's that speaks of downloads, or that looks for metadata in Google's bucket, is kept.
+    A subclass says in `features()` what an example holds, and its `splits()` and their `documents(split)`,
+    each a unique key and an example; TFDS asks for the rest. Nothing is downloaded, so nothing of TFDS's that
+    speaks of downloads, or that looks for metadata in Google's bucket, is kept.
     """
 
     # Checksums of downloads: to look for them TFDS 4.9.10 imports `importlib_resources`, which it does not
@@ -102,8 +112,29 @@ class LocalBuilder(tfds.core.GeneratorBasedBuilder):
     def features(self) -> dict[str, tfds.features.FeatureConnector]:
         raise NotImplementedError
 
+    def splits(self) -> Sequence[str]:
+        raise NotImplementedError
+
+    def documents(self, split: str) -> Iterator[KeyedExample]:
+        raise NotImplementedError
+
     def _info(self) -> tfds.core.DatasetInfo:
-        return _LocalInfo(builder=self, features=tfds.features.FeaturesDict(self.features()))
+        features = tfds.features.FeaturesDict(self.features())
+        return _LocalInfo(builder=self, features=features, metadata=tfds.core.MetadataDict())
+
+    def _split_generators(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> dict[str, Iterator[KeyedExample]]:
+        del dl_manager
+        return {split: self._generate_examples(split) for split in self.splits()}
+
+    def _generate_examples(self, split: str) -> Iterator[KeyedExample]:
+        """The documents; a digest of all of them is kept with the dataset's metadata."""
+        digest = hashlib.blake2b(digest_size=16)
+        for key, example in self.documents(split):
+            digest.update(repr((key, sorted(example.items()))).encode("utf-8", "surrogatepass"))
+            yield key, example
+        self.info.metadata[split] = digest.hexdigest()
 
     def _log_download_bytes(self) -> None:
         pass

@@ -21,14 +21,23 @@ import tensorflow_datasets as tfds
 from pretrain.errors import InputError
 from tasks.corpus import corpus_task
 from tasks.documents import DocumentUnit, Format, InvalidUtf8, find_files, read_documents
-from tasks.sources import LocalBuilder, PreparedTfdsDataSource, data_dir, prepare, unit_hash
+from tasks.sources import (
+    KeyedExample,
+    LocalBuilder,
+    PreparedTfdsDataSource,
+    data_dir,
+    prepare,
+    unit_hash,
+)
+
+FilePath = str | os.PathLike
 
 
 def task(
-    files: str | Sequence[str] | None,
+    files: FilePath | Sequence[FilePath] | None,
     *,
     field: str = "text",
-    validation_files: str | Sequence[str] | None = None,
+    validation_files: FilePath | Sequence[FilePath] | None = None,
     validation_fraction: float = 0.01,
     documents: DocumentUnit = "lines",
     invalid_utf8: InvalidUtf8 = "replace",
@@ -89,18 +98,17 @@ class TextFilesConfig(tfds.core.BuilderConfig):
 class TextFiles(LocalBuilder, skip_registration=True):  # type: ignore[call-arg]
     """TFDS builder of one set of files and settings, its `TextFilesConfig`."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
+    _read = _mended = 0
+    _first_mended = ""
 
     def features(self) -> dict[str, tfds.features.FeatureConnector]:
         return {"text": tfds.features.Text()}
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-        del dl_manager
-        self._read = self._mended = 0
-        self._first_mended = ""
-        return {split: self._generate_examples(split) for split in self.builder_config.files}
+    def splits(self) -> Sequence[str]:
+        return list(self.builder_config.files)
 
-    def _generate_examples(self, split: str) -> Iterator[tuple[str, dict[str, str]]]:
+    def documents(self, split: str) -> Iterator[KeyedExample]:
         config = self.builder_config
         total = kept = 0
         least = 1.0
@@ -160,18 +168,19 @@ def _check(validation_fraction: float, documents: str, invalid_utf8: str) -> Non
             raise InputError(f"{name} is {value!r}: set it to {' or '.join(map(repr, get_args(kind)))}.")
 
 
-def _globs(files: str | Sequence[str] | None, setting: str, example: str) -> list[str]:
+def _globs(files: FilePath | Sequence[FilePath] | None, setting: str, example: str) -> list[str]:
     """The globs, made absolute now, since the data are only opened later."""
-    patterns = [files] if isinstance(files, str) else files
+    patterns = [files] if isinstance(files, FilePath) else files
     if not isinstance(patterns, list | tuple) or not patterns or not all(map(_is_glob, patterns)):
         raise InputError(f"{setting} is {files!r}: set it to a glob or a list of globs, as {example}.")
     return [
-        pattern if "://" in pattern else os.path.abspath(os.path.expanduser(pattern)) for pattern in patterns
+        pattern if "://" in pattern else os.path.abspath(os.path.expanduser(pattern))
+        for pattern in map(os.fspath, patterns)
     ]
 
 
 def _is_glob(pattern: object) -> bool:
-    return isinstance(pattern, str) and pattern != ""
+    return isinstance(pattern, FilePath) and os.fspath(pattern) != ""
 
 
 def _configure(

@@ -1,5 +1,7 @@
 """Vocabularies with sentinels: the `extra_ids` are the last ids, and `vocab_size` counts them."""
 
+import os
+
 import seqio
 import tensorflow as tf
 
@@ -21,7 +23,7 @@ def byte_vocabulary(extra_ids: int = 100) -> seqio.ByteVocabulary:
     return seqio.ByteVocabulary(extra_ids=extra_ids)
 
 
-def sentencepiece(model_file: str, extra_ids: int = 100) -> seqio.SentencePieceVocabulary:
+def sentencepiece(model_file: str | os.PathLike, extra_ids: int = 100) -> seqio.SentencePieceVocabulary:
     """Returns the vocabulary of a SentencePiece model (https://arxiv.org/abs/1808.06226), read at once.
 
     Args:
@@ -32,8 +34,9 @@ def sentencepiece(model_file: str, extra_ids: int = 100) -> seqio.SentencePieceV
     Raises:
       InputError: there is no such file, it is no SentencePiece model, or its special ids do not suit SeqIO.
     """
-    if not isinstance(model_file, str) or not model_file:
+    if not isinstance(model_file, str | os.PathLike) or not os.fspath(model_file):
         raise InputError(f"The SentencePiece model_file is {model_file!r}; give the path of a `.model` file.")
+    model_file = os.fspath(model_file)
     if not tf.io.gfile.exists(model_file):
         raise InputError(f"{model_file} does not exist: set model_file to a SentencePiece model.")
     vocabulary = seqio.SentencePieceVocabulary(model_file, extra_ids=extra_ids)

@@ -13,11 +13,11 @@ from pretrain.parallel.mesh import MeshConfig
 from pretrain.pipeline import Batches
 
 
-def batches(repeats=None) -> Batches:
+def batches(repeats=None, identity="of this") -> Batches:
     dataset = (
         tf.data.Dataset.range(40).shuffle(10, seed=1).map(lambda i: {"x": i[None]}).batch(2).repeat(repeats)
     )
-    return Batches(dataset, 2, "test")
+    return Batches(dataset, 2, "test", {"the text": identity})
 
 
 def state(value: float):
@@ -48,6 +48,17 @@ def test_state_and_data_come_back_together(tmp_path):
     assert [next(again)["x"].tolist() for _ in range(20)] == expected
 
 
+def test_a_position_in_other_data_is_refused(tmp_path):
+    saved = checkpointing.Checkpoints(tmp_path)
+    saved.save(1, state(3.0), batches(), "text")
+    saved.wait()
+    abstract = jax.eval_shape(lambda: state(0.0))
+    with pytest.raises(InputError, match="position in other data, since the text changed"):
+        saved.restore(1, abstract, batches(identity="of that"))
+    assert saved.restore(1, abstract, batches())["step"] == 3
+    saved.close()
+
+
 def test_params_alone_come_back_on_another_mesh(tmp_path):
     saved = checkpointing.Checkpoints(tmp_path)
     saved.save(1, state(3.0), batches(), "text")
@@ -66,7 +77,7 @@ def test_a_position_that_cannot_be_saved_is_found_before_training():
         yield from ({"x": np.array([i])} for i in range(10))
 
     dataset = tf.data.Dataset.from_generator(numbers, output_signature={"x": tf.TensorSpec([1], tf.int64)})
-    stateful = Batches(dataset.batch(2), 2, "split 'train' of task 'mine'")
+    stateful = Batches(dataset.batch(2), 2, "split 'train' of task 'mine'", {})
     next(stateful)
     with pytest.raises(InputError, match="split 'train' of task 'mine' cannot be saved.*from_generator"):
         stateful.check_saveable()
@@ -74,4 +85,4 @@ def test_a_position_that_cannot_be_saved_is_found_before_training():
 
 def test_nothing_to_read_is_said():
     with pytest.raises(InputError, match="not one batch of 2 in test"):
-        next(Batches(tf.data.Dataset.range(0).map(lambda i: {"x": i[None]}).batch(2), 2, "test"))
+        next(Batches(tf.data.Dataset.range(0).map(lambda i: {"x": i[None]}).batch(2), 2, "test", {}))

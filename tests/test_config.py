@@ -83,6 +83,34 @@ def test_a_binding_may_refer_to_what_the_file_does_not_use():
     assert run.optimizer.schedule == optim.Linear(peak=1, total_steps=run.steps)
 
 
+@pytest.mark.parametrize(
+    ("files", "kept"),
+    [
+        ("a/*.txt", "{here}/a/*.txt"),
+        (["a.txt", "../b.txt", "/c.txt"], ["{here}/a.txt", "{above}/b.txt", "/c.txt"]),
+        ("~/a.txt", "~/a.txt"),
+        ("gs://bucket/a.txt", "gs://bucket/a.txt"),
+    ],
+)
+def test_paths_are_kept_absolute(files, kept, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, text = config.load_with_text("runs/text_files.gin", [f"FILES = {files!r}", "FIELD = 'a/b'"])
+    expected = repr(kept).format(here=tmp_path, above=tmp_path.parent)
+    assert (
+        f"FILES = {expected}\n".split()
+        == re.search(r"FILES = ([^=]*)\n\n", text)[0].replace("\\", "").split()
+    )
+    assert "FIELD = 'a/b'\n" in text
+    assert config.difference(text, _text_from(tmp_path / "elsewhere", text, monkeypatch)) == []
+
+
+def _text_from(directory, text, monkeypatch):
+    directory.mkdir()
+    monkeypatch.chdir(directory)
+    (directory / "config.gin").write_text(text)
+    return config.load_with_text("config.gin")[1]
+
+
 def test_one_load_leaves_nothing_for_the_next():
     plain = config.load_with_text("runs/quickstart.gin")
     config.load("runs/quickstart_causal_lm.gin", ["STEPS = 3", "optim.Cosine.peak = 0.5"])

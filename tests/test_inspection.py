@@ -1,11 +1,9 @@
 """What is shown of a run's data is what the run is fed: every example, every id, and what was cut away."""
 
 import dataclasses
-import io
 
 import numpy as np
 import pytest
-import sentencepiece as spm
 import seqio
 import tensorflow as tf
 
@@ -138,47 +136,6 @@ def test_a_mixture_has_an_entry_for_each_task_by_its_rate(make_run):
 def test_a_split_that_is_not_there_is_named(make_run):
     with pytest.raises(InputError, match="no split 'test'; it has train, validation"):
         inspection.inspect(make_run(CausalLM(), {"targets": 16}), "test")
-
-
-@pytest.fixture(scope="module")
-def sentencepiece(tmp_path_factory):
-    model = io.BytesIO()
-    spm.SentencePieceTrainer.train(
-        sentence_iterator=iter(["the quick brown fox jumps over the lazy dog"] * 20),
-        model_writer=model,
-        minloglevel=2,
-        vocab_size=320,
-        hard_vocab_limit=False,
-        byte_fallback=True,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-    )
-    path = tmp_path_factory.mktemp("vocabulary") / "a.model"
-    path.write_bytes(model.getvalue())
-    return seqio.SentencePieceVocabulary(str(path), extra_ids=10)
-
-
-@pytest.mark.parametrize("kind", ["bytes", "sentencepiece"])
-def test_ids_as_text_keep_every_space_and_every_sentinel(kind, sentencepiece):
-    vocabulary = VOCABULARY if kind == "bytes" else sentencepiece
-    first, last = vocabulary.vocab_size - 1, vocabulary.vocab_size - vocabulary.extra_ids
-    fox, dog = vocabulary.encode(" quick fox"), vocabulary.encode(" dog é")
-    pieces = inspection.pieces([*fox, first, *dog, last, vocabulary.eos_id, 0, 2, 10_000], vocabulary)
-    text = "".join(piece.text for piece in pieces)
-    assert (
-        text == f" quick fox<extra_id_0> dog é<extra_id_{vocabulary.extra_ids - 1}></s><pad><unk><id 10000>"
-    )
-    kinds = ["text", "sentinel", "text", "sentinel", "special", "special", "special", "special"]
-    assert [piece.kind for piece in pieces] == kinds
-
-
-@pytest.mark.parametrize("kind", ["bytes", "sentencepiece"])
-def test_half_a_character_is_shown_as_its_bytes(kind, sentencepiece):
-    vocabulary = VOCABULARY if kind == "bytes" else sentencepiece
-    *_, first, second = vocabulary.encode("é")
-    assert [inspection.pieces([half], vocabulary)[0].text for half in (first, second)] == ["\\xc3", "\\xa9"]
 
 
 def test_nothing_reaches_the_terminal_that_acts_on_it():

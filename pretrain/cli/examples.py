@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.panel import Panel
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from pretrain.inference.held_out import Filled
@@ -61,18 +61,23 @@ def sentinels_coloured(text: str) -> Text:
 
 def _span_table(example: Filled) -> Table:
     """The model's fill beside the truth, a row a span."""
-    table = Table("span", "model", "truth", box=None)
+    table = Table("span", Column("model", overflow="fold"), Column("truth", overflow="fold"), box=None)
     said = _spans(example.output)
     for sentinel, truth in _spans(example.truth).items():
         fill = said.get(sentinel)
         style = "green" if fill == truth else None
         table.add_row(
             Text(sentinel, "magenta"),
-            Text("(none)" if fill is None else repr(fill)),
-            Text(repr(truth)),
+            Text("(none)" if fill is None else _spelled(fill)),
+            Text(_spelled(truth)),
             style=style,
         )
     return table
+
+
+def _spelled(span: str) -> str:
+    """In quotes, on one line where there is room: Rich breaks lines at spaces, of which code has many."""
+    return repr(span).replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _spans(text: str) -> dict[str, str]:

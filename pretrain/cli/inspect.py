@@ -106,13 +106,14 @@ def decoded(ids: "np.ndarray", weights: "np.ndarray | None", vocabulary: "seqio.
     from rich.text import Text
 
     from pretrain import inspection
+    from pretrain.data.vocabulary import pieces
 
     carries = np.ones(len(ids), bool) if weights is None else weights > 0
     text = Text()
     for stretch in np.split(np.arange(len(ids)), np.flatnonzero(np.diff(carries)) + 1):
         silent = not carries[stretch].all()
         text.append(NO_LOSS[0] if silent else "", NO_LOSS_STYLE)
-        for piece in inspection.pieces(ids[stretch], vocabulary):
+        for piece in pieces(ids[stretch], vocabulary):
             style = STYLES[piece.kind] or (NO_LOSS_STYLE if silent else "")
             text.append(inspection.visible(piece.text), style)
         text.append(NO_LOSS[1] if silent else "", NO_LOSS_STYLE)

@@ -1,14 +1,20 @@
 """What the ids of a SeqIO vocabulary stand for."""
 
+import dataclasses
+import hashlib
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import seqio
+from sentencepiece.sentencepiece_model_pb2 import NormalizerSpec  # type: ignore[attr-defined]
 
 from pretrain.errors import InputError
 
 Ids = Sequence[int] | np.ndarray
+Kind = Literal["text", "sentinel", "special"]
 
 _SPACE = "\u2581"  # SentencePiece writes a space as this
 
@@ -44,6 +50,21 @@ def token_bytes(vocabulary: seqio.Vocabulary) -> np.ndarray:
     return table
 
 
+def fingerprint(vocabulary: seqio.Vocabulary) -> str:
+    """64 bits that tell vocabularies apart: of a SentencePiece model, else of what each id spells.
+
+    >>> fingerprint(seqio.ByteVocabulary(100)) == fingerprint(seqio.ByteVocabulary(10))
+    False
+    """
+    digest = hashlib.blake2b(f"{type(vocabulary).__name__} {vocabulary.vocab_size} ".encode(), digest_size=8)
+    if isinstance(vocabulary, seqio.SentencePieceVocabulary):
+        digest.update(vocabulary.sp_model)
+    else:
+        for token in range(vocabulary.vocab_size - num_sentinels(vocabulary)):
+            digest.update(f"{vocabulary.decode([token])}\0".encode())
+    return digest.hexdigest()
+
+
 _SENTINEL = re.compile(r"<extra_id_(\d+)>")
 
 
@@ -63,23 +84,104 @@ def parse(text: str, vocabulary: seqio.Vocabulary) -> list[int]:
                 if num_sentinels(vocabulary)
                 else f"The prompt has <extra_id_{number}>, but the vocabulary has no sentinels."
             )
-        ids += [vocabulary.vocab_size - 1 - int(number), *vocabulary.encode(piece)]
+        ids += [vocabulary.vocab_size - 1 - int(number), *_encode_further(piece, vocabulary)]
     return ids
+
+
+def _encode_further(text: str, vocabulary: seqio.Vocabulary) -> list[int]:
+    """Ids of text that follows a sentinel: SentencePiece would put a space before it."""
+    if not isinstance(vocabulary, seqio.SentencePieceVocabulary):
+        return list(vocabulary.encode(text))
+    as_is = NormalizerSpec(add_dummy_prefix=False, remove_extra_whitespaces=False)
+    further = seqio.SentencePieceVocabulary(vocabulary.sentencepiece_model_file, vocabulary.extra_ids, as_is)
+    return list(further.encode(re.sub(" +", " ", text.rstrip(" "))))
 
 
 def readable(ids: Ids, vocabulary: seqio.Vocabulary) -> str:
     """The text of `ids`, sentinels spelled `<extra_id_N>`; padding and EOS are left out. Undoes `parse`.
 
+    Bytes that are no character become U+FFFD.
+
     >>> readable([100, 357, 101, 1, 0], seqio.ByteVocabulary(extra_ids=100))
     'a<extra_id_1>b'
     """
-    first_sentinel = vocabulary.vocab_size - num_sentinels(vocabulary)
-    text = ""
-    run: list[int] = []
-    for token in [int(token) for token in ids]:
-        if token >= first_sentinel:
-            text += vocabulary.decode(run) + f"<extra_id_{vocabulary.vocab_size - 1 - token}>"
-            run = []
-        elif token not in (vocabulary.pad_id, vocabulary.eos_id):
-            run.append(token)
-    return text + vocabulary.decode(run)
+    parts = []
+    for kind, tokens in _stretches(ids, vocabulary):
+        if kind == "text":
+            parts.append(text_bytes(tokens, vocabulary).decode(errors="replace"))
+        else:
+            left_out = (vocabulary.pad_id, vocabulary.eos_id)
+            parts += [_name(token, vocabulary) for token in tokens if token not in left_out]
+    return "".join(parts)
+
+
+def text_bytes(ids: Ids, vocabulary: seqio.Vocabulary) -> bytes:
+    """The bytes of text that `ids` stand for; sentinels and special ids stand for none.
+
+    Unlike `decode` it keeps a first space, and bytes that are no character.
+
+    >>> text_bytes([107, 198, 358, 108, 1, 0], seqio.ByteVocabulary(extra_ids=100))
+    b'h\\xc3i'
+    """
+    text = [int(token) for token in ids if _kind(int(token), vocabulary) == "text"]
+    if isinstance(vocabulary, seqio.ByteVocabulary):
+        return bytes(token - 3 for token in text)
+    if isinstance(vocabulary, seqio.SentencePieceVocabulary):
+        return b"".join(_piece_bytes(vocabulary.tokenizer, token) for token in text)
+    return vocabulary.decode(text).encode()
+
+
+def _piece_bytes(model: Any, token: int) -> bytes:
+    name = model.id_to_piece(token)
+    return bytes([int(name[1:-1], 16)]) if model.is_byte(token) else name.replace(_SPACE, " ").encode()
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """Ids as text: a stretch of text, or one sentinel, or one special id such as EOS."""
+
+    kind: Kind
+    text: str
+
+
+def pieces(ids: Ids, vocabulary: seqio.Vocabulary) -> list[Piece]:
+    """Every id [n] accounted for: sentinels are <extra_id_N>, a part of a character is its bytes.
+
+    >>> [piece.text for piece in pieces([107, 198, 358, 108, 1, 0], seqio.ByteVocabulary(extra_ids=100))]
+    ['h\\\\xc3', '<extra_id_0>', 'i', '</s>', '<pad>']
+    """
+    result: list[Piece] = []
+    for kind, tokens in _stretches(ids, vocabulary):
+        if kind == "text":
+            result.append(Piece("text", text_bytes(tokens, vocabulary).decode(errors="backslashreplace")))
+        else:
+            result += [Piece(kind, _name(token, vocabulary)) for token in tokens]
+    return result
+
+
+def _stretches(ids: Ids, vocabulary: seqio.Vocabulary) -> Iterator[tuple[Kind, list[int]]]:
+    for kind, group in itertools.groupby(map(int, ids), key=lambda token: _kind(token, vocabulary)):
+        yield kind, list(group)
+
+
+def _kind(token: int, vocabulary: seqio.Vocabulary) -> Kind:
+    size = vocabulary.vocab_size
+    if token in (vocabulary.unk_id, vocabulary.eos_id, vocabulary.pad_id) or not 0 <= token < size:
+        return "special"
+    if token >= size - num_sentinels(vocabulary):
+        return "sentinel"
+    if isinstance(vocabulary, seqio.SentencePieceVocabulary) and vocabulary.tokenizer.is_control(token):
+        return "special"
+    return "text"
+
+
+def _name(token: int, vocabulary: seqio.Vocabulary) -> str:
+    """What an id that is not text is called."""
+    named = {vocabulary.unk_id: "<unk>", vocabulary.eos_id: "</s>", vocabulary.pad_id: "<pad>"}
+    if token in named:
+        return named[token]
+    if _kind(token, vocabulary) == "sentinel":
+        return f"<extra_id_{vocabulary.vocab_size - 1 - token}>"
+    if 0 <= token < vocabulary.vocab_size and isinstance(vocabulary, seqio.SentencePieceVocabulary):
+        return vocabulary.tokenizer.id_to_piece(token)
+    return f"<id {token}>"

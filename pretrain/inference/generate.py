@@ -39,7 +39,8 @@ def generate(
     prompt is empty or longer than the lengths the model was trained on.
     """
     vocabulary = run.vocabulary()
-    encoded = [run.objective.encode_prompt(prompt, vocabulary) for prompt in prompts]
+    feature = run.corpus().output_features["targets"]
+    encoded = [run.objective.encode_prompt(prompt, feature) for prompt in prompts]
     outputs = generate_tokens(run, params, mesh, encoded, max_tokens=max_tokens, sampling=sampling, seed=seed)
     return [
         Generation(
@@ -74,17 +75,12 @@ def generate_tokens(
             f"{'' if encodes else ' or lower --max-tokens'}."
         )
     rules = run.rules
-    rows = -len(prompts) % _shares(mesh, rules) + len(prompts)
+    rows = -len(prompts) % rules.shares("batch", mesh.shape) + len(prompts)
     padded, real = _pad([*prompts, *[prompts[0]] * (rows - len(prompts))], left=not encodes)
     program = _program(run, max_tokens, sampling or Sampling())
     placed = jax.device_put((padded, real), sharding.named(mesh, rules, ("batch", "length")))
     tokens = jax.device_get(program(params, *placed, jax.random.key(seed)))
     return [_until_eos(row, run.vocabulary().eos_id) for row in tokens[: len(prompts)]]
-
-
-def _shares(mesh: jax.sharding.Mesh, rules: sharding.Rules) -> int:
-    axes = rules.batch if isinstance(rules.batch, tuple) else (rules.batch,)
-    return int(np.prod([mesh.shape[axis] for axis in axes if axis]))
 
 
 def _pad(prompts: Sequence[vocabularies.Ids], *, left: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -105,9 +105,12 @@ class Objective(abc.ABC):
         """Whether a decoder reads its prompt in both directions, as it read its prefixes in training."""
         return False
 
-    def encode_prompt(self, text: str, vocabulary: seqio.Vocabulary) -> list[int]:
-        """Token ids of a prompt, as the model saw its inputs in training. Raises InputError."""
-        return vocabularies.parse(text, vocabulary)
+    def encode_prompt(self, text: str, feature: seqio.Feature) -> list[int]:
+        """Token ids of a prompt, as the model saw its inputs in training. Raises InputError.
+
+        feature: the corpus's targets.
+        """
+        return vocabularies.parse(text, feature.vocabulary)
 
     def complete(
         self, inputs: vocabularies.Ids, targets: vocabularies.Ids, vocabulary: seqio.Vocabulary

@@ -111,12 +111,13 @@ class SpanCorruption(Objective):
     def converter(self, pack: bool) -> EncoderDecoderConverter:
         return EncoderDecoderConverter(pack)
 
-    def encode_prompt(self, text: str, vocabulary: seqio.Vocabulary) -> list[int]:
+    def encode_prompt(self, text: str, feature: seqio.Feature) -> list[int]:
         if "<extra_id_0>" not in text:
             raise InputError(
                 f"The prompt {text!r} has no gap to fill: mark gaps with <extra_id_0>, <extra_id_1>, ..."
             )
-        return [*super().encode_prompt(text, vocabulary), vocabulary.eos_id]
+        end = [feature.vocabulary.eos_id] if feature.add_eos else []
+        return super().encode_prompt(text, feature) + end
 
     def complete(self, inputs: Ids, targets: Ids, vocabulary: seqio.Vocabulary) -> list[int]:
         return merge_spans(np.asarray(inputs), np.asarray(targets), vocabulary)[0].tolist()

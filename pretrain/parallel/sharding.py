@@ -10,7 +10,7 @@ import contextlib
 import contextvars
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -38,6 +38,15 @@ class Rules:
     head_dim: MeshAxes = None
     vocab: MeshAxes = "tensor"
 
+    def shares(self, axis: str, mesh_shape: Mapping[str, int]) -> int:
+        """Into how many parts a logical axis is cut.
+
+        >>> Rules().shares("batch", {"data": 4, "fsdp": 2, "tensor": 1})
+        8
+        """
+        along = getattr(self, axis)
+        return math.prod(mesh_shape[name] for name in ((along,) if isinstance(along, str) else along or ()))
+
     def spec(self, axes: Sequence[str | None]) -> PartitionSpec:
         """The partition spec of an array whose dimensions have these logical names.
 
@@ -63,7 +72,7 @@ _rules: contextvars.ContextVar[Rules | None] = contextvars.ContextVar("rules", d
 @contextlib.contextmanager
 def layout(mesh: jax.sharding.Mesh, rules: Rules) -> Iterator[None]:
     """Programs traced inside lie on `mesh` by `rules`."""
-    check_rules(rules, mesh)
+    check_rules(rules, mesh.shape)
     token = _rules.set(rules)
     try:
         with jax.set_mesh(mesh):
@@ -72,14 +81,14 @@ def layout(mesh: jax.sharding.Mesh, rules: Rules) -> Iterator[None]:
         _rules.reset(token)
 
 
-def check_rules(rules: Rules, mesh: jax.sharding.Mesh) -> None:
+def check_rules(rules: Rules, mesh_shape: Mapping[str, int]) -> None:
     """Raises InputError if a rule names an axis the mesh does not have."""
     for field in dataclasses.fields(rules):
         value = getattr(rules, field.name)
         for axis in (value,) if isinstance(value, str) else value or ():
-            if axis not in mesh.axis_names:
+            if axis not in mesh_shape:
                 raise InputError(
-                    f"Rules.{field.name} names mesh axis {axis!r}; the mesh has {', '.join(mesh.axis_names)}."
+                    f"Rules.{field.name} names mesh axis {axis!r}; the mesh has {', '.join(mesh_shape)}."
                 )
 
 

@@ -128,12 +128,15 @@ def describe(run: RunConfig, model_dir: Path, done: int, parameters: int, mesh: 
     )
 
 
+# Figures of a step that are no sums over its tokens.
+OF_A_STEP = ("gradient_norm", "parameter_norm", "learning_rate")
+
+
 class Window:
     """The steps since the last log line: their sums, and the time they took."""
 
     def __init__(self, run: RunConfig, facts: Facts):
         device = jax.devices()[0]
-        self._schedule = run.optimizer.schedule
         self._flops = facts.flops_per_step
         peak = run.peak_flops or hardware.peak_flops(device)
         self._peak = peak * jax.device_count() if peak else None
@@ -159,7 +162,6 @@ class Window:
         for name in ("loss", "gradient_norm", "parameter_norm"):
             if not math.isfinite(values[name]):
                 raise Diverged(f"The {name.replace('_', ' ')} of step {at} is {values[name]}.")
-        self._last = at
         self._sums.append(values)
 
     def paused(self) -> "_Pause":
@@ -169,16 +171,14 @@ class Window:
     def close(self) -> dict[str, float]:
         """The figures of the window, and a new one begins.
 
-        loss, accuracy, ...: means over all tokens; gradient_norm, parameter_norm: of the last step;
+        loss, accuracy, ...: means over all tokens; those in OF_A_STEP: of the last step;
         tokens_per_second: useful ones; model_flops_per_second, and utilisation where the peak is known.
         """
         self.drain()
         seconds = time.perf_counter() - self._began - self._pause
         sums, steps = metrics.add(self._sums), len(self._sums)
         figures = metrics.figures(sums)
-        figures["gradient_norm"] = self._sums[-1]["gradient_norm"]
-        figures["parameter_norm"] = self._sums[-1]["parameter_norm"]
-        figures["learning_rate"] = float(self._schedule(self._last - 1))
+        figures |= {name: self._sums[-1][name] for name in OF_A_STEP}
         figures["tokens_per_second"] = sums["tokens"] / seconds
         figures["steps_per_second"] = steps / seconds
         figures["model_flops_per_second"] = self._flops * steps / seconds

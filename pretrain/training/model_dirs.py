@@ -99,7 +99,6 @@ def opened(model_dir: Path, run: RunConfig, step: int | None = None) -> Iterator
     """
     run.check()
     mesh = run.mesh.build()
-    run.check_batch(mesh.shape, jax.process_count())
     if not (model_dir / DIRECTORY).is_dir():
         raise InputError(f"{model_dir} has no checkpoint yet; train it first, with `pretrain train`.")
     checkpoints = Checkpoints(model_dir, read_only=True)

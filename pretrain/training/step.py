@@ -39,10 +39,12 @@ class Programs:
 def programs(run: RunConfig) -> Programs:
     """The three programs of `run`. The update donates the state it is given."""
     graph, optimizer = state.graph(run.model), run.optimizer.build()
-    table = token_bytes(run.vocabulary())
+    table, schedule = token_bytes(run.vocabulary()), run.optimizer.schedule
     return Programs(
         init=jax.jit(lambda: state.init_state(run.model, optimizer, run.seed)),
-        train_step=jax.jit(make_train_step(graph, run.objective, optimizer, table), donate_argnums=0),
+        train_step=jax.jit(
+            make_train_step(graph, run.objective, optimizer, schedule, table), donate_argnums=0
+        ),
         eval_step=jax.jit(make_eval_step(graph, run.objective, table)),
     )
 
@@ -68,11 +70,12 @@ def make_train_step(
     graph: nnx.GraphDef,
     objective: Objective,
     optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
     token_bytes: np.ndarray,
 ) -> TrainStep:
     """(state, batch) -> (state, sums). The gradient is that of the summed loss, divided once by the summed
-    weight of the global batch; the sums also hold the `gradient_norm` before clipping and
-    the `parameter_norm` after the update."""
+    weight of the global batch; the sums also hold the `gradient_norm` before clipping,
+    the `parameter_norm` after the update and the `learning_rate` of the update."""
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
         key = state.step_key()
@@ -85,6 +88,7 @@ def make_train_step(
         scale = 1.0 / jnp.maximum(sums["weight"], 1.0)
         gradients = jax.tree.map(lambda g: g * scale, gradients)
         sums["gradient_norm"] = optax.tree.norm(gradients)
+        sums["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         sums["parameter_norm"] = optax.tree.norm(params)

@@ -46,7 +46,7 @@ def test_documents_are_the_files_of_the_library(task, data_dir):
     assert {"argparse.py", "json/decoder.py", "pydoc_data/topics.py"} <= seen.keys()
     assert not any({"test", "tests", "site-packages"} & set(path.split("/")) for path in seen)
     assert seen["json/decoder.py"] == (root / "json/decoder.py").read_bytes().decode()
-    assert (data_dir / "python_stdlib" / f"py{platform.python_version()}" / "1.0.0").is_dir()
+    assert (data_dir / "python_stdlib" / f"py{platform.python_version()}" / "1.1.0").is_dir()
 
 
 def test_there_are_files_for_many_hosts(task):

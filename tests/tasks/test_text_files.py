@@ -101,6 +101,19 @@ def test_an_edited_file_is_prepared_anew_and_an_untouched_one_is_not(tmp_path, d
     assert len(os.listdir(data_dir / "text_files")) == 2
 
 
+def test_identity_is_that_of_the_text_wherever_the_files_lie(tmp_path):
+    def identity(path, **settings):
+        return text_files.task(str(path), validation_fraction=0, **settings).source.identity("train")
+
+    one, other = tmp_path / "one.txt", tmp_path / "other.txt"
+    one.write_text("a\nb")
+    other.write_text("a\nb")
+    assert identity(one) == identity(other)
+    other.write_text("a\nc")
+    assert identity(one) != identity(other)
+    assert identity(one) != identity(one, documents="files")
+
+
 def test_settings_are_part_of_the_fingerprint(tmp_path, data_dir):
     (tmp_path / "a.jsonl").write_text('{"text": "one", "body": "two"}')
     for settings, expected in (({}, "one"), ({"field": "body"}, "two"), ({"documents": "files"}, "one")):
