@@ -96,10 +96,7 @@ def test_paths_are_kept_absolute(files, kept, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     _, text = config.load_with_text("runs/text_files.gin", [f"FILES = {files!r}", "FIELD = 'a/b'"])
     expected = repr(kept).format(here=tmp_path, above=tmp_path.parent)
-    assert (
-        f"FILES = {expected}\n".split()
-        == re.search(r"FILES = ([^=]*)\n\n", text)[0].replace("\\", "").split()
-    )
+    assert f"FILES={expected}".replace(" ", "") in re.sub(r"[\s\\]", "", text)
     assert "FIELD = 'a/b'\n" in text
     assert config.difference(text, _text_from(tmp_path / "elsewhere", text, monkeypatch)) == []
 
