@@ -1,9 +1,10 @@
 """What an objective is: how a corpus becomes examples, what a model is fed, and what it is charged for.
 
 A corpus is a SeqIO task that ends where the corpus ends: its examples have "targets", a document's
-tokens without EOS. An objective appends its own preprocessors to it, and EOS where the feature says so:
+tokens without EOS. An objective cuts them into chunks, makes an example of each chunk, and puts EOS where
+the feature says so:
 
-    corpus (seqio.Task)  --objective.bind-->  BoundTask: cut, corrupt, append EOS   (per example)
+    corpus (seqio.Task)  --objective.bind-->  BoundTask: cut, make, append EOS      (per example)
                          --objective.converter-->  rows: pad or pack, shift, mask    (per row)
                          --objective.loss-->  (sum of losses, sum of weights, ...)   (per batch)
 """
@@ -13,13 +14,14 @@ import dataclasses
 import numbers
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import seqio
 import tensorflow as tf
 
-from pretrain.data import seeds
 from pretrain.data import vocabulary as vocabularies
+from pretrain.data.chunks import cut_documents
+from pretrain.data.seeds import stream, with_seeds
 from pretrain.errors import InputError
 
 Family = Literal["encoder_decoder", "decoder"]
@@ -36,8 +38,15 @@ class Objective(abc.ABC):
             rows with.
         label_smoothing: probability taken from the target and spread over the vocabulary, in [0, 1).
         z_loss: weight of the squared log partition function.
+        num_seeds: how many seeds the noise of an example takes.
+        ends_documents: EOS stands at the end of each document, before the cut; else at the end of each
+            example's features.
+        shortest_chunk: tokens of the shortest chunk that makes an example; a shorter last one is left out.
     """
 
+    num_seeds: ClassVar[int] = 0
+    ends_documents: ClassVar[bool] = False
+    shortest_chunk: ClassVar[int] = 1
     join_documents: bool = True
     label_smoothing: float = 0.0
     z_loss: float = 0.0
@@ -68,8 +77,47 @@ class Objective(abc.ABC):
         """
 
     @abc.abstractmethod
+    def chunk_length(self, lengths: Mapping[str, int]) -> int:
+        """Tokens in a full chunk, of which an example is made that fits these row lengths."""
+
+    @abc.abstractmethod
+    def example(
+        self, tokens: tf.Tensor, seeds: tf.Tensor, lengths: Mapping[str, int], vocabulary: seqio.Vocabulary
+    ) -> dict[str, tf.Tensor]:
+        """The features of an example, [tokens] int32 each, without EOS; a pure TensorFlow function.
+
+        Args:
+            tokens: int32 [n], a chunk; n is at least `shortest_chunk` and at most `chunk_length(lengths)`.
+            seeds: int64 [num_seeds, 2], of this example, for `tf.random.stateless_*`.
+            lengths: tokens in a row, by task feature.
+            vocabulary: the corpus's.
+        """
+
     def preprocessors(self) -> tuple[Preprocessor, ...]:
         """Functions (dataset, sequence_length, output_features) -> dataset, to follow the corpus's own."""
+        ends = (seqio.preprocessors.append_eos,)
+        return (*ends, self._cut, self._make) if self.ends_documents else (self._cut, self._make, *ends)
+
+    def _cut(self, dataset: tf.data.Dataset, sequence_length, output_features) -> tf.data.Dataset:
+        self.check(sequence_length, output_features["targets"].vocabulary)
+        chunks = cut_documents(dataset, self.chunk_length(sequence_length), self.join_documents)
+        if self.shortest_chunk == 1:
+            return chunks
+        return chunks.filter(lambda chunk: tf.size(chunk["targets"]) >= self.shortest_chunk)
+
+    def _make(self, chunks: tf.data.Dataset, sequence_length, output_features) -> tf.data.Dataset:
+        seeded = with_seeds(chunks, self.num_seeds)
+        return self.examples(seeded, sequence_length, output_features["targets"].vocabulary)
+
+    def examples(
+        self, seeded: tf.data.Dataset, lengths: Mapping[str, int], vocabulary: seqio.Vocabulary
+    ) -> tf.data.Dataset:
+        """Makes an example of each ({"targets": int32 [n]}, int64 [num_seeds, 2])."""
+        return seeded.map(
+            lambda chunk, seeds: self.example(chunk["targets"], seeds, lengths, vocabulary),
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
+        )
 
     @abc.abstractmethod
     def output_features(self, corpus_features: Mapping[str, seqio.Feature]) -> dict[str, seqio.Feature]:
@@ -203,7 +251,7 @@ class BoundTask(seqio.Task):
         noise apart is the stream.
         """
         shard_index = shard_info.index if shard_info else 0
-        with seeds.stream(seed, self.corpus.name, shard_index):
+        with stream(seed, self.corpus.name, shard_index):
             return super().get_dataset(sequence_length, split, seed=seed, shard_info=shard_info, **kwargs)
 
 

@@ -7,9 +7,8 @@ from typing import ClassVar
 import seqio
 import tensorflow as tf
 
-from pretrain.data.chunks import cut_documents
 from pretrain.data.converters import DecoderConverter
-from pretrain.objectives.base import Family, Objective, Preprocessor, check_lengths
+from pretrain.objectives.base import Family, Objective, check_lengths
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,6 +27,7 @@ class CausalLM(Objective):
     """
 
     family: ClassVar[Family] = "decoder"
+    ends_documents: ClassVar[bool] = True
 
     def check(self, lengths: Mapping[str, int], vocabulary: seqio.Vocabulary) -> None:
         check_lengths(self, lengths, targets=2)
@@ -35,12 +35,11 @@ class CausalLM(Objective):
     def output_features(self, corpus_features: Mapping[str, seqio.Feature]) -> dict[str, seqio.Feature]:
         return {"targets": corpus_features["targets"]}
 
-    def preprocessors(self) -> tuple[Preprocessor, ...]:
-        return (seqio.preprocessors.append_eos, self._cut)
+    def chunk_length(self, lengths: Mapping[str, int]) -> int:
+        return lengths["targets"]
+
+    def example(self, tokens: tf.Tensor, seeds, lengths, vocabulary) -> dict[str, tf.Tensor]:
+        return {"targets": tokens}
 
     def converter(self, pack: bool) -> DecoderConverter:
         return DecoderConverter(pack)
-
-    def _cut(self, dataset: tf.data.Dataset, sequence_length, output_features) -> tf.data.Dataset:
-        self.check(sequence_length, output_features["targets"].vocabulary)
-        return cut_documents(dataset, sequence_length["targets"], self.join_documents)

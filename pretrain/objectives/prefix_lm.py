@@ -2,16 +2,15 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import get_args
+from typing import ClassVar, get_args
 
 import seqio
 import tensorflow as tf
 
-from pretrain.data import noise, seeds
-from pretrain.data.chunks import cut_documents
+from pretrain.data import noise
 from pretrain.data.converters import EncoderDecoderConverter, PrefixDecoderConverter
 from pretrain.errors import InputError
-from pretrain.objectives.base import Family, Objective, Preprocessor, check_lengths
+from pretrain.objectives.base import Family, Objective, check_lengths
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +36,8 @@ class PrefixLM(Objective):
         family: the kind of model to train, "decoder" or "encoder_decoder".
     """
 
+    num_seeds: ClassVar[int] = 1
+    shortest_chunk: ClassVar[int] = 2
     family: Family = "decoder"
 
     def __post_init__(self) -> None:
@@ -54,8 +55,14 @@ class PrefixLM(Objective):
         targets = corpus_features["targets"]
         return {"inputs": dataclasses.replace(targets, add_eos=False), "targets": targets}
 
-    def preprocessors(self) -> tuple[Preprocessor, ...]:
-        return (self._cut, self._split, seqio.preprocessors.append_eos)
+    def chunk_length(self, lengths: Mapping[str, int]) -> int:
+        return lengths["targets"] - 1 if self.family == "decoder" else lengths["inputs"]
+
+    def example(self, tokens: tf.Tensor, seeds: tf.Tensor, lengths, vocabulary) -> dict[str, tf.Tensor]:
+        length = tf.size(tokens)
+        minimum = tf.maximum(1, length + 1 - lengths["targets"])
+        prefix = noise.random_prefix_length(length, minimum, seeds[0])
+        return {"inputs": tokens[:prefix], "targets": tokens[prefix:]}
 
     def converter(self, pack: bool) -> EncoderDecoderConverter | PrefixDecoderConverter:
         return PrefixDecoderConverter(pack) if self.family == "decoder" else EncoderDecoderConverter(pack)
@@ -63,20 +70,3 @@ class PrefixLM(Objective):
     @property
     def bidirectional_prompt(self) -> bool:
         return self.family == "decoder"
-
-    def _cut(self, dataset: tf.data.Dataset, sequence_length, output_features) -> tf.data.Dataset:
-        self.check(sequence_length, output_features["targets"].vocabulary)
-        length = sequence_length["targets"] - 1 if self.family == "decoder" else sequence_length["inputs"]
-        chunks = cut_documents(dataset, length, self.join_documents)
-        return chunks.filter(lambda chunk: tf.size(chunk["targets"]) > 1)
-
-    def _split(self, dataset: tf.data.Dataset, sequence_length) -> tf.data.Dataset:
-        def split(chunk: dict[str, tf.Tensor], seed: tf.Tensor) -> dict[str, tf.Tensor]:
-            tokens = chunk["targets"]
-            length = tf.size(tokens)
-            minimum = tf.maximum(1, length + 1 - sequence_length["targets"])
-            prefix = noise.random_prefix_length(length, minimum, seed[0])
-            return {"inputs": tokens[:prefix], "targets": tokens[prefix:]}
-
-        seeded = seeds.with_seeds(dataset, num_seeds=1)
-        return seeded.map(split, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)

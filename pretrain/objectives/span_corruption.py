@@ -9,12 +9,11 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from pretrain.data import noise, seeds
-from pretrain.data.chunks import cut_documents
+from pretrain.data import noise
 from pretrain.data.converters import EncoderDecoderConverter
 from pretrain.data.vocabulary import Ids, num_sentinels
 from pretrain.errors import InputError
-from pretrain.objectives.base import Family, Objective, Preprocessor, check_lengths
+from pretrain.objectives.base import Family, Objective, check_lengths
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +40,7 @@ class SpanCorruption(Objective):
     """
 
     family: ClassVar[Family] = "encoder_decoder"
+    num_seeds: ClassVar[int] = 2
     noise_density: float = 0.15
     mean_span_length: float = 3.0
 
@@ -56,6 +56,18 @@ class SpanCorruption(Objective):
                 f"SpanCorruption.noise_density={density} in spans of {mean} tokens makes more spans than it "
                 f"leaves tokens between them: use mean_span_length >= {_ceil(density / (1 - density), 2):g}."
             )
+
+    def chunk_length(self, lengths: Mapping[str, int]) -> int:
+        return self.tokens_length(lengths["inputs"])
+
+    def example(self, tokens: tf.Tensor, seeds: tf.Tensor, lengths, vocabulary) -> dict[str, tf.Tensor]:
+        mask = noise.random_spans_noise_mask(
+            tf.size(tokens), self.noise_density, self.mean_span_length, seeds
+        )
+        return {
+            "inputs": noise.noise_span_to_unique_sentinel(tokens, mask, vocabulary.vocab_size),
+            "targets": noise.nonnoise_span_to_unique_sentinel(tokens, mask, vocabulary.vocab_size),
+        }
 
     def tokens_length(self, inputs_length: int) -> int:
         """Tokens in a full chunk: as many as fill `inputs_length` once corrupted.
@@ -105,9 +117,6 @@ class SpanCorruption(Objective):
     def output_features(self, corpus_features: Mapping[str, seqio.Feature]) -> dict[str, seqio.Feature]:
         return {"inputs": corpus_features["targets"], "targets": corpus_features["targets"]}
 
-    def preprocessors(self) -> tuple[Preprocessor, ...]:
-        return (self._cut, self._corrupt, seqio.preprocessors.append_eos)
-
     def converter(self, pack: bool) -> EncoderDecoderConverter:
         return EncoderDecoderConverter(pack)
 
@@ -121,26 +130,6 @@ class SpanCorruption(Objective):
 
     def complete(self, inputs: Ids, targets: Ids, vocabulary: seqio.Vocabulary) -> list[int]:
         return merge_spans(np.asarray(inputs), np.asarray(targets), vocabulary)[0].tolist()
-
-    def _cut(self, dataset: tf.data.Dataset, sequence_length, output_features) -> tf.data.Dataset:
-        self.check(sequence_length, output_features["targets"].vocabulary)
-        return cut_documents(dataset, self.tokens_length(sequence_length["inputs"]), self.join_documents)
-
-    def _corrupt(self, dataset: tf.data.Dataset, output_features) -> tf.data.Dataset:
-        vocab_size = output_features["targets"].vocabulary.vocab_size
-
-        def corrupt(chunk: dict[str, tf.Tensor], seed: tf.Tensor) -> dict[str, tf.Tensor]:
-            tokens = chunk["targets"]
-            mask = noise.random_spans_noise_mask(
-                tf.size(tokens), self.noise_density, self.mean_span_length, seed
-            )
-            return {
-                "inputs": noise.noise_span_to_unique_sentinel(tokens, mask, vocab_size),
-                "targets": noise.nonnoise_span_to_unique_sentinel(tokens, mask, vocab_size),
-            }
-
-        seeded = seeds.with_seeds(dataset, num_seeds=2)
-        return seeded.map(corrupt, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
     def _counts(self, tokens_length: int) -> tuple[int, int]:
         hidden, spans = noise.noise_counts(tokens_length, self.noise_density, self.mean_span_length)

@@ -245,20 +245,13 @@ def test_lengths_are_checked_when_the_graph_is_built(corpus):
         SpanCorruption().bind(corpus()).get_dataset({"inputs": 64, "targets": 5}, "train")
 
 
-def test_corruption_is_t5s_given_t5s_seeds(corpus, documents, vocabulary, monkeypatch):
+def test_corruption_is_t5s_given_t5s_seeds(documents, vocabulary):
     """The whole step against T5's `denoise`: one chunk, the same two mask seeds."""
-    from pretrain.data import seeds as noise_seeds
-
     seed = tf.constant([11, 12], tf.int64)
     mask_seeds = tf.random.experimental.stateless_split(seed, 6)[:2]
-    monkeypatch.setattr(
-        noise_seeds,
-        "with_seeds",
-        lambda dataset, num_seeds: dataset.map(lambda example: (example, mask_seeds)),
-    )
     features = {"inputs": seqio.Feature(vocabulary), "targets": seqio.Feature(vocabulary)}
     chunk = documents[0][:71]
-    (ours,) = SpanCorruption()._corrupt(tf.data.Dataset.from_tensors({"targets": chunk}), features)
+    ours = SpanCorruption().example(tf.constant(chunk), mask_seeds, LENGTHS, vocabulary)
     theirs = t5.single_example_denoise(
         {"targets": tf.constant(chunk)},
         seed,
