@@ -13,7 +13,6 @@ _WORDS: dict[Any, str] = {
     int: "a whole number",
     float: "a number",
     str: "text in quotes",
-    os.PathLike: "a path",
     types.NoneType: "None",
     collections.abc.Callable: "a function",
 }
@@ -99,9 +98,13 @@ def described(annotation: Any) -> str:
     """
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(dict.fromkeys(described(member) for member in arguments))
+        # A path is written as text here.
+        members = [member for member in arguments if member is not os.PathLike] or arguments
+        return " or ".join(dict.fromkeys(described(member) for member in members))
     if origin is typing.Literal:
         return " or ".join(map(repr, arguments))
+    if origin in (list, collections.abc.Sequence):
+        return f"a list of {described(arguments[0])}"
     if (origin or annotation) in _WORDS:
         return _WORDS[origin or annotation]
     if isinstance(annotation, type) and not arguments:

@@ -19,6 +19,7 @@ from pretrain.parallel import sharding
 from pretrain.pipeline import Batch
 from pretrain.run import RunConfig
 from pretrain.training import hardware, loop, step
+from pretrain.warm_start import Plan
 
 ROUNDS = 4
 _NEVER = 10**9
@@ -295,7 +296,7 @@ class _LoopRounds:
             except _Measured:
                 return
 
-    def stop(self) -> bool:
+    def stop(self, _step: int) -> bool:
         """Asked once a step, when it is under way and the figures of the one before have been read."""
         self._ticks.append(_now())
         if len(self._ticks) == self._warmup + self._timed + 1:
@@ -317,6 +318,12 @@ class _LoopRounds:
 
     def saved(self, step: int) -> None:
         """Never happens."""
+
+    def warned(self, message: str) -> None:
+        """Never happens: there is no checkpoint to be wrong."""
+
+    def warm_started(self, plan: Plan) -> None:
+        """Not of interest."""
 
 
 def peak_memory() -> Memory:

@@ -5,12 +5,10 @@ nothing in the code is decorated. Gin's global state lives for the length of `lo
 file and `settings.py`, which checks what the files say, know gin.
 """
 
-import contextlib
 import difflib
-import logging
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import gin
@@ -26,10 +24,6 @@ FILE = "config.gin"
 def shipped() -> Path:
     """The directory of the gin files that come with the package."""
     return Path(gin_configs.__file__).parent
-
-
-# Lets `include 'models/t5_1_1_base.gin'` mean the shipped file unless there is one of that path.
-gin.add_config_file_search_path(str(shipped()))
 
 
 def find(name: str | Path) -> Path:
@@ -68,24 +62,13 @@ def load_with_text(path: str | Path, bindings: Sequence[str] = ()) -> tuple[RunC
     settings.make_paths_absolute(RunConfig)
     gin.clear_config()
     try:
-        with _gin_quiet():
-            gin.parse_config_file(str(path))
-        gin.parse_config(settings.flags_text())
+        for text in settings.texts():
+            gin.parse_config(text)
         return gin.get_configurable(RunConfig)(), gin.operative_config_str()
     except InputError as error:
         raise InputError(_without_gins_words(error)) from error
     finally:
         gin.clear_config()
-
-
-@contextlib.contextmanager
-def _gin_quiet() -> Iterator[None]:
-    """Gin logs an error for each place where an included file is not, also when it finds the file later."""
-    logging.disable(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 def _allow_imports_from(directory: Path) -> None:
@@ -118,6 +101,11 @@ def data_difference(old: str, new: str) -> list[str]:
     ]
 
 
+def _joined(text: str) -> str:
+    """The text with values that gin broke over lines on one line each."""
+    return re.sub(r"(?<=[,{\[(])\n\s+", " ", text.replace("\\\n    ", ""))
+
+
 def difference(old: str, new: str) -> list[str]:
     """What differs between two config texts, a line each: `- old`, `+ new`. Comments do not count.
 
@@ -125,6 +113,7 @@ def difference(old: str, new: str) -> list[str]:
     ['- STEPS = 1', '+ STEPS = 2']
     """
     before, after = (
-        [line for line in text.splitlines() if line and not line.startswith("#")] for text in (old, new)
+        [line for line in _joined(text).splitlines() if line and not line.startswith("#")]
+        for text in (old, new)
     )
     return [line for line in difflib.ndiff(before, after) if line[0] in "-+"]

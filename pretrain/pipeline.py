@@ -7,6 +7,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -55,8 +56,13 @@ def _one_after_another(datasets: Sequence[tf.data.Dataset], features: Iterable[s
     return functools.reduce(lambda first, second: first.concatenate(second), kept)
 
 
-def batches(run: RunConfig, split: str | None = None, *, training: bool = True) -> "Batches":
-    """The batches of this process: [batch_size / processes, length] int32 and float32 features."""
+def batches(
+    run: RunConfig, split: str | None = None, *, training: bool = True, skips: Sequence[range] = ()
+) -> "Batches":
+    """The batches of this process: [batch_size / processes, length] int32 and float32 features.
+
+    skips: positions of batches to leave out.
+    """
     processes = jax.process_count()
     shard = seqio.ShardInfo(index=jax.process_index(), num_shards=processes)
     split = split or (run.train_split if training else run.eval_split)
@@ -65,7 +71,8 @@ def batches(run: RunConfig, split: str | None = None, *, training: bool = True) 
     options = tf.data.Options()
     options.deterministic = True
     dataset = dataset.prefetch(4).with_options(options)
-    return Batches(dataset, rows, f"split {split!r} of task {run.corpus().name!r}", identity(run, split))
+    name = f"split {split!r} of task {run.corpus().name!r}"
+    return Batches(dataset, rows, name, identity(run, split), skips)
 
 
 def identity(run: RunConfig, split: str) -> dict[str, str]:
@@ -90,9 +97,21 @@ def _identity_of_source(source: seqio.DataSource, split: str) -> str:
 
 
 class Batches(Iterator[Batch]):
-    """An iterator over numpy batches whose position is saved with the checkpoint and restored from it."""
+    """An iterator over numpy batches whose position is saved with the checkpoint and restored from it.
 
-    def __init__(self, dataset: tf.data.Dataset, rows: int, name: str, identity: Mapping[str, str]):
+    position: of the next batch, from 0; those in `skips` count, but nobody sees them.
+    """
+
+    def __init__(
+        self,
+        dataset: tf.data.Dataset,
+        rows: int,
+        name: str,
+        identity: Mapping[str, str],
+        skips: Sequence[range] = (),
+    ):
+        self.position = 0
+        self._skips = skips
         self._identity = dict(identity)
         self._iterator = iter(dataset)
         self._rows = rows
@@ -100,6 +119,11 @@ class Batches(Iterator[Batch]):
         self._started = False
 
     def __next__(self) -> Batch:
+        while any(self.position in skip for skip in self._skips):
+            self._draw()
+        return {name: _padded(value.numpy(), self._rows) for name, value in self._draw().items()}
+
+    def _draw(self) -> dict[str, tf.Tensor]:
         try:
             batch = next(self._iterator)
         except StopIteration:
@@ -110,12 +134,14 @@ class Batches(Iterator[Batch]):
                 f"RunConfig.batch_size and lengths."
             ) from None
         self._started = True
-        return {name: _padded(value.numpy(), self._rows) for name, value in batch.items()}
+        self.position += 1
+        return batch
 
     def save(self, path: Path) -> None:
         """Writes the position (TensorFlow's own format, a few files that begin with `path`) and in what."""
         tf.train.Checkpoint(iterator=self._iterator).write(str(path))
-        path.with_suffix(".json").write_text(json.dumps(self._identity))
+        about = {"position": self.position, "identity": self._identity}
+        path.with_suffix(".json").write_text(json.dumps(about))
 
     def check_saveable(self) -> None:
         """Raises InputError if the position cannot be saved; better known before training than at a save."""
@@ -133,15 +159,27 @@ class Batches(Iterator[Batch]):
 
         Raises InputError if that was in other data: TensorFlow would go on with the files of before.
         """
-        before = json.loads(path.with_suffix(".json").read_text())
+        about = json.loads(path.with_suffix(".json").read_text())
+        before = about["identity"]
         changed = [name for name in before | self._identity if before.get(name) != self._identity.get(name)]
         if changed:
             raise InputError(
                 f"{path} is a position in other data, since {' and '.join(changed)} changed: bring back what "
                 "was there when the run began, or start in another --model-dir."
             )
-        tf.train.Checkpoint(iterator=self._iterator).read(str(path)).assert_consumed()
+        try:
+            tf.train.Checkpoint(iterator=self._iterator).read(str(path)).assert_consumed()
+        except tf.errors.NotFoundError as error:
+            # TensorFlow saves the dataset with the position, the paths of its files included.
+            missing = re.search(r"restore dataset iterator from checkpoint: ([^;]*);", error.message)
+            if not missing:
+                raise
+            raise InputError(
+                f"{path} is a position in {missing[1]}, which is not there: bring it back (under the "
+                "TFDS_DATA_DIR of before, if it lies in one), or start in another --model-dir."
+            ) from error
         self._started = True
+        self.position = about["position"]
 
 
 def _padded(value: np.ndarray, rows: int) -> np.ndarray:

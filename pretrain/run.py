@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import seqio
 
+from pretrain.bad_steps import BadSteps
 from pretrain.data import vocabulary as vocabularies
 from pretrain.errors import InputError
 from pretrain.models.decoder import DecoderConfig
@@ -13,6 +14,7 @@ from pretrain.objectives.base import Objective
 from pretrain.optim import Optimizer
 from pretrain.parallel.mesh import MeshConfig
 from pretrain.parallel.sharding import Rules, check_rules
+from pretrain.warm_start import WarmStart
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,6 +29,8 @@ class RunConfig:
     shuffle_buffer: examples held back to shuffle; part of every checkpoint, so exact but not free.
     eval_batches: batches of `eval_split` an evaluation reads; None reads it whole.
     keep_checkpoints: the newest so many stay, and every multiple of `keep_period` steps for ever.
+    bad_steps: what becomes of a step that would ruin the run.
+    warm_start: another run's parameters to begin with; None begins with random ones.
     peak_flops: floating point operations a second of one device, for model FLOPs utilisation, where
         the device is not in the table of `training/hardware.py`.
     """
@@ -52,6 +56,8 @@ class RunConfig:
     log_period: int = 50
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     rules: Rules = dataclasses.field(default_factory=Rules)
+    bad_steps: BadSteps = dataclasses.field(default_factory=BadSteps)
+    warm_start: WarmStart | None = None
     peak_flops: float | None = None
 
     def __post_init__(self):
@@ -66,8 +72,8 @@ class RunConfig:
                 raise InputError(
                     f"RunConfig.{name} is {value!r}; give a whole number of at least 1, or None."
                 )
-        if not isinstance(self.seed, int):
-            raise InputError(f"RunConfig.seed is {self.seed!r}; give a whole number.")
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
+            raise InputError(f"RunConfig.seed is {self.seed!r}; give a whole number from 0 to 2^32 - 1.")
         for name, kinds in (
             ("task", (str, seqio.Task, seqio.Mixture)),
             ("objective", (Objective,)),
@@ -76,6 +82,8 @@ class RunConfig:
             ("lengths", (Mapping,)),
             ("mesh", (MeshConfig,)),
             ("rules", (Rules,)),
+            ("bad_steps", (BadSteps,)),
+            ("warm_start", (WarmStart, type(None))),
         ):
             if not isinstance(getattr(self, name), kinds):
                 wanted = " or ".join(kind.__name__ for kind in kinds)

@@ -11,7 +11,7 @@ import inspect
 import os
 import tokenize
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,12 +112,14 @@ class Settings:
         self._flags: list[Setting] = []
         self._imported: dict[str, Any] = {}
         self._imports: dict[str, str] = {}
-        self._read(path, _text(path) if text is None else text)
+        self._texts: list[str] = []
+        self._read(path, _text(path) if text is None else text, ())
 
-    def _read(self, path: Path, text: str) -> None:
+    def _read(self, path: Path, text: str, above: Sequence[Path]) -> None:
         registered = False
         imported: dict[str, Any] = {}
         imports: dict[str, str] = {}
+        lines, done = text.splitlines(), 0
         for statement in _statements(path, text):
             place = f"{path}, line {statement.location.line_num}"
             if isinstance(statement, config_parser.ImportStatement):
@@ -128,12 +130,17 @@ class Settings:
                     imported[statement.bound_name()] = _module(statement, place)
                     imports[statement.bound_name()] = statement.format()
             elif isinstance(statement, config_parser.IncludeStatement):
+                self._add_text(imports, lines[done : statement.location.line_num - 1])
+                done = statement.location.line_num
                 included = self._included(statement.filename, place)
-                self._read(included, _text(included))
+                if included in (path, *above):
+                    raise InputError(f"{place}: {included} includes itself; leave this include out.")
+                self._read(included, _text(included), (path, *above))
             elif isinstance(statement, config_parser.BindingStatement):
                 self._settings.append(
                     Setting(statement.selector, statement.arg_name, statement.value, place, imported)
                 )
+        self._add_text(imports, lines[done:])
         # For flags all imports count, those of the including file before those of what it includes.
         self._imported |= imported
         self._imports |= imports
@@ -169,10 +176,19 @@ class Settings:
             f"{_meant(name, [*macros, *fields])}; its macros are {', '.join(macros) or 'none'}."
         )
 
-    def flags_text(self) -> str:
-        """The flags as a gin file of their own."""
-        lines = (f"{flag.name} = {flag.value!r}" for flag in self._flags)
-        return "\n".join([REGISTRATION, *self._imports.values(), *lines])
+    def _add_text(self, imports: Mapping[str, str], lines: Iterable[str]) -> None:
+        """Takes a part of a file, between its includes, as a gin text of its own."""
+        body = [line for line in lines if line not in (REGISTRATION, *imports.values())]
+        self._texts.append("\n".join([REGISTRATION, *imports.values(), *body, ""]))
+
+    def texts(self) -> list[str]:
+        """All that is set as gin texts without includes, to be read in this order.
+
+        Gin would look for an included file among Python's packages too, where a directory of the user's that
+        is called `runs` or `models` makes it fail.
+        """
+        flags = [f"{flag.name} = {flag.value!r}" for flag in self._flags]
+        return [*self._texts, "\n".join([REGISTRATION, *self._imports.values(), *flags])]
 
     def selector_of(self, root: type) -> str:
         """What the files call `root`. Raises InputError if they set nothing of it."""
@@ -199,7 +215,7 @@ class Settings:
         """Adds flags that do: a relative path starts here and now, wherever its run is used from later."""
         for setting in self._reading(root).paths:
             if (value := _absolute(setting.value)) != setting.value:
-                self._flags.append(dataclasses.replace(setting, value=value))
+                self._flags.append(dataclasses.replace(setting, value=value, imported=self._imported))
 
     def read_by(self, root: type, arguments: Iterable[str] | None = None) -> dict[tuple[Any, str], Setting]:
         """By what they set, all settings that go into `root`, or into these of its arguments alone."""
@@ -245,17 +261,31 @@ class _Reading:
                 self.read[setting.key] = setting
                 self._argument(setting, known[name].annotation if name in known else Any)
         for name, parameter in known.items():
+            if name not in given and names_path(parameter.annotation):
+                self.paths.append(Setting(selector, name, parameter.default, place, {}))
             if whole and name not in given and _is_required(parameter):
                 raise InputError(f"{place}: {selector} needs {name}; add `{selector}.{name} = VALUE`.")
 
     def _argument(self, setting: Setting, annotation: Any) -> None:
         source = self._source(setting)
         if names_path(annotation):
-            self.paths.append(source)
+            self.paths += self._literals(source)
         if fits(self._value(source.value, source), annotation):
             return
         taker = "it" if source is setting else setting.name
         raise InputError(f"{source.subject} is {source.value!r}, but {taker} takes {described(annotation)}.")
+
+    def _literals(self, source: Setting) -> list[Setting]:
+        """The settings that the value of `source` is written in: itself, and the macros in it."""
+        found, values = [source], [source.value]
+        while values:
+            value = values.pop()
+            if isinstance(value, dict | list | tuple):
+                values += value.values() if isinstance(value, dict) else value
+            elif isinstance(value, Reference) and value.form == MACRO:
+                found.append(self._source(dataclasses.replace(source, value=value)))
+                values.append(found[-1].value)
+        return found
 
     def _source(self, setting: Setting) -> Setting:
         """The setting itself, or the macro that holds its value."""
@@ -294,6 +324,8 @@ class _Reading:
 
 def _absolute(value: Any) -> Any:
     """A path, or each of several; one of a user's home directory or of a remote store stays as it is."""
+    if isinstance(value, dict):
+        return {key: _absolute(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(map(_absolute, value))
     if not isinstance(value, str) or not value or value.startswith("~") or "://" in value:
@@ -338,7 +370,7 @@ def _module(statement: config_parser.ImportStatement, place: str) -> Any:
     """What an import binds, found as gin finds it. Raises InputError if there is no such module."""
     try:
         return __import__(statement.module, fromlist=[""] if statement.is_from or statement.alias else [])
-    except ImportError as error:
+    except (ImportError, SyntaxError) as error:
         raise InputError(
             f"{place}: `{statement.format()}` fails ({error}); correct the import, install what it needs, or "
             "start in the directory that holds the module."

@@ -35,7 +35,8 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     "$python" -m venv --clear .venv
   fi
   echo "Installing (a minute or two, about 3 GB)" >&2
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".${extras:+[$extras]}"
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check \
+    --config-settings editable_mode=compat --editable ".${extras:+[$extras]}"
   if [ "$extras" = test ]; then
     # The reference implementation the span corruption tests compare with; its own pins are out of date.
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps t5==0.9.4

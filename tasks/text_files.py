@@ -148,6 +148,8 @@ def _why_empty(split: str, config: TextFilesConfig, total: int, least: float) ->
             f"validation_fraction={fraction} leaves none of the {total} document(s) for training: "
             "lower it, add text, or give validation_files."
         )
+    if total == 1:
+        return "The files hold one document, which cannot be split: add text, or give validation_files."
     enough = (math.floor(least * 1000) + 1) / 1000
     return (
         f"validation_fraction={fraction} picks none of the {total} document(s) for the validation split: "
@@ -215,5 +217,10 @@ def _stamp(path: str) -> tuple[int, int]:
     if "://" in path:
         remote = tf.io.gfile.stat(path)
         return remote.length, remote.mtime_nsec
-    local = os.stat(path)  # of a local file TensorFlow knows only the second
+    try:
+        local = os.stat(path)  # of a local file TensorFlow knows only the second
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read ({error.strerror}): correct the glob or the link."
+        ) from error
     return local.st_size, local.st_mtime_ns

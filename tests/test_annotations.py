@@ -1,5 +1,6 @@
 """Values fit annotations as people mean them: a whole number is a number, True is neither."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -66,7 +67,8 @@ def test_fits(value, annotation, expected):
 
 def test_described_says_what_to_write():
     assert described(int | None) == "a whole number or None"
-    assert described(str | Sequence[str]) == "text in quotes or Sequence[str]"
+    assert described(str | Sequence[str]) == "text in quotes or a list of text in quotes"
+    assert described(str | os.PathLike | None) == "text in quotes or None"
     assert described(Callable[[int], float]) == "a function"
     assert described(Base) == "an instance of Base, written @name()"
 

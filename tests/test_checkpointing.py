@@ -59,6 +59,72 @@ def test_a_position_in_other_data_is_refused(tmp_path):
     saved.close()
 
 
+def largest_file(directory):
+    files = [path for path in directory.rglob("*") if path.is_file() and path.suffix != ".txt"]
+    return max(files, key=lambda path: path.stat().st_size)
+
+
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("part", ["state", "data", "config"])
+@pytest.mark.parametrize("damage", [cut_short, flip_a_bit, lambda path: path.unlink()])
+def test_damage_is_found_and_nothing_sound_is_touched(tmp_path, part, damage):
+    saved = checkpointing.Checkpoints(tmp_path)
+    data = batches()
+    for step in (1, 2):
+        next(data)
+        saved.save(step, big_state(float(step)), data, "text")
+    saved.close()
+    damage(largest_file(tmp_path / "checkpoints" / "2" / part))  # commit_success.txt says nothing
+    said = []
+    abstract = jax.eval_shape(lambda: big_state(0.0))
+    saved = checkpointing.Checkpoints(tmp_path)
+    step, restored = saved.restore_newest(abstract, batches(), said.append)
+    assert step == 1 and restored["step"] == 1
+    assert [path.name for path in (tmp_path / "damaged").iterdir()] == ["2"]
+    assert saved.steps() == [1]
+    (message,) = said
+    assert message.startswith(f"Checkpoint {tmp_path}/checkpoints/2 is damaged (")
+    saved.close()
+
+
+def big_state(value: float):
+    """One whose numbers are the largest file, and that no compression makes small."""
+    numbers = jax.random.normal(jax.random.key(int(value)), (100, 100))
+    return {"step": jnp.int32(value), "params": {"w": numbers}, "opt_state": jnp.zeros(3)}
+
+
+def test_where_no_checkpoint_is_sound_none_is_moved(tmp_path):
+    saved = checkpointing.Checkpoints(tmp_path)
+    saved.save(1, big_state(1.0), batches(), "text")
+    saved.close()
+    flip_a_bit(largest_file(tmp_path / "checkpoints" / "1" / "state"))
+    saved = checkpointing.Checkpoints(tmp_path)
+    with pytest.raises(InputError, match="No checkpoint in .* is sound .*params/w is not what was saved"):
+        saved.restore_newest(jax.eval_shape(lambda: big_state(0.0)), batches(), print)
+    assert saved.steps() == [1]
+    saved = checkpointing.Checkpoints(tmp_path, read_only=True)
+    with pytest.raises(checkpointing.Damaged, match="params/w is not what was saved"):
+        saved.restore_params(1, jax.eval_shape(lambda: big_state(0.0))["params"])
+
+
+def test_another_shape_is_no_damage(tmp_path):
+    saved = checkpointing.Checkpoints(tmp_path)
+    saved.save(1, state(1.0), batches(), "text")
+    saved.wait()
+    with pytest.raises(InputError, match=r"params/w has shape \(8, 4\) .* by this config \(100, 100\)"):
+        saved.restore_newest(jax.eval_shape(lambda: big_state(0.0)), batches(), print)
+    assert saved.steps() == [1]
+
+
 def test_params_alone_come_back_on_another_mesh(tmp_path):
     saved = checkpointing.Checkpoints(tmp_path)
     saved.save(1, state(3.0), batches(), "text")

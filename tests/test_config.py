@@ -10,6 +10,7 @@ import pytest
 import sentencepiece
 
 from pretrain import config, optim
+from pretrain.errors import InputError
 
 SHIPPED = sorted(path.name for path in config.shipped().glob("runs/*.gin"))
 
@@ -99,6 +100,62 @@ def test_paths_are_kept_absolute(files, kept, tmp_path, monkeypatch):
     assert f"FILES={expected}".replace(" ", "") in re.sub(r"[\s\\]", "", text)
     assert "FIELD = 'a/b'\n" in text
     assert config.difference(text, _text_from(tmp_path / "elsewhere", text, monkeypatch)) == []
+
+
+PATHS = """
+import os
+
+import seqio
+
+from tasks.vocabularies import byte_vocabulary
+
+def corpus(files: dict[str, str | os.PathLike], extra: str | os.PathLike = "extra.txt") -> seqio.Task:
+    return seqio.Task(
+        "mine",
+        source=seqio.TextLineDataSource({"train": files["train"], "validation": extra}),
+        preprocessors=[seqio.preprocessors.tokenize, seqio.CacheDatasetPlaceholder()],
+        output_features={"targets": seqio.Feature(byte_vocabulary(), add_eos=True)},
+    )
+"""
+PATHS_RUN = """
+from __gin__ import dynamic_registration
+import my_paths
+from pretrain import run
+include 'runs/quickstart.gin'
+ONE = 'one.txt'
+run.RunConfig.task = @my_paths.corpus()
+my_paths.corpus.files = {'train': %ONE}
+"""
+
+
+def test_paths_in_macros_and_defaults_are_kept_absolute_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "my_paths.py").write_text(PATHS)
+    (tmp_path / "my_run.gin").write_text(PATHS_RUN)
+    _, text = config.load_with_text("my_run.gin")
+    joined = re.sub(r"[\s\\\\]", "", text)
+    assert f"ONE='{tmp_path}/one.txt'" in joined
+    assert f"extra='{tmp_path}/extra.txt'" in joined
+
+
+def test_directories_called_like_the_shipped_ones_change_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs", "models", "pretrain"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "mine.gin").write_text(
+        MY_RUN.replace("import my_tasks", "").replace("'my_corpus'", "'python_stdlib'")
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert config.load("mine.gin").steps == 7
+
+
+def test_a_file_that_includes_itself_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.gin").write_text("include 'b.gin'\n")
+    (tmp_path / "b.gin").write_text("include 'a.gin'\n")
+    with pytest.raises(InputError, match="b.gin, line 1: a.gin includes itself"):
+        config.load("a.gin")
 
 
 def _text_from(directory, text, monkeypatch):

@@ -11,10 +11,10 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 from rich.text import Text
 
 from pretrain.training.loop import Facts
+from pretrain.warm_start import Plan
 
 
 def si(value: float) -> str:
@@ -29,6 +29,19 @@ def si(value: float) -> str:
     return f"{value:.3g}"
 
 
+def duration(seconds: float) -> str:
+    """
+    >>> duration(41.2), duration(3700), duration(200_000)
+    ('41 s', '1 h 01 min', '2 d 07 h')
+    """
+    minutes, hours = round(seconds) // 60, round(seconds) // 3600
+    if hours >= 24:
+        return f"{hours // 24} d {hours % 24:02} h"
+    if minutes >= 60:
+        return f"{hours} h {minutes % 60:02} min"
+    return f"{minutes} min {round(seconds) % 60:02} s" if minutes >= 10 else f"{seconds:.0f} s"
+
+
 class ConsoleObserver:
     """Draws the facts, the steps and the evaluations of a run on a console."""
 
@@ -39,7 +52,6 @@ class ConsoleObserver:
 
     def started(self, facts: Facts) -> None:
         run, self._steps = facts.run, facts.run.steps
-        table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
         for name, value in (
             ("task", f"{run.corpus().name}, {run.train_split}, {'packed' if run.pack else 'not packed'}"),
             ("objective", str(run.objective)),
@@ -51,8 +63,7 @@ class ConsoleObserver:
             ("steps", f"{facts.first_step:,} to {run.steps:,}, seed {run.seed}"),
             ("model dir", f"{facts.model_dir} (checkpoint every {run.checkpoint_period:,} steps)"),
         ):
-            table.add_row(Text(name, style="bold"), value)
-        self._console.print(table)
+            self._console.print(Text.assemble((f"{name:11}", "bold"), value), soft_wrap=True)
         if not self._console.is_terminal:
             return
         self._bar = Progress(
@@ -70,14 +81,17 @@ class ConsoleObserver:
         self._bar.start()
 
     def progressed(self, step: int, figures: Mapping[str, float]) -> None:
-        text = f"loss {figures['loss']:.3f}  {si(figures['tokens_per_second'])} tokens/s"
+        text = f"loss {figures['loss']:.3f}" if "loss" in figures else "skipped"
+        if "tokens_per_second" in figures:
+            text += f"  {si(figures['tokens_per_second'])} tokens/s"
         if "model_flops_utilisation" in figures:
             text += f"  {figures['model_flops_utilisation']:.0%} MFU"
         if self._bar:
             self._bar.update(self._task, completed=step, figures=text)
         else:
-            left = (self._steps - step) / figures["steps_per_second"]
-            self._say(f"step {step:,}/{self._steps:,}  {text}  {left:.0f} s left")
+            if "steps_per_second" in figures:
+                text += f"  {duration((self._steps - step) / figures['steps_per_second'])} left"
+            self._say(f"step {step:,}/{self._steps:,}  {text}")
 
     def evaluated(self, step: int, figures: Mapping[str, float]) -> None:
         shown = ("loss", "accuracy", "bits_per_byte")
@@ -87,6 +101,14 @@ class ConsoleObserver:
     def saved(self, step: int) -> None:
         if not self._bar:
             self._say(f"step {step:,} checkpoint")
+
+    def warned(self, message: str) -> None:
+        self._say(message)
+
+    def warm_started(self, plan: Plan) -> None:
+        for name, what in (("taken", plan.loaded), ("not taken", plan.skipped), ("new", plan.new)):
+            if what:
+                self._say(f"warm start: {len(what)} parameters {name}: {', '.join(what)}")
 
     def stop(self) -> None:
         if self._bar:

@@ -40,13 +40,13 @@ def command(
     from pretrain import evaluation
     from pretrain.cli import examples as drawing
     from pretrain.inference.held_out import filled_examples
-    from pretrain.training import model_dirs
+    from pretrain.training import loading
 
     run = options.model_dir_run(model_dir, gin_flags)
     run = dataclasses.replace(
         run, eval_split=split or run.eval_split, eval_batches=batches or run.eval_batches
     )
-    with model_dirs.opened(model_dir, run, step) as trained:
+    with loading.opened(model_dir, run, step) as trained:
         figures = evaluation.evaluate(run, trained.programs.eval_step, trained.params, trained.mesh)
         baselines = evaluation.text_entropies(run)
         if as_json:

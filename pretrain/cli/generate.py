@@ -15,7 +15,7 @@ from pretrain.cli import options
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--top-k", type=int, help="Draw from the k likeliest tokens.")
 @click.option("--top-p", type=float, help="Draw from the fewest tokens that hold this much of the mass.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the draws.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the draws.")
 @options.gin_arguments
 def command(
     model_dir: Path, prompts: tuple[str, ...], step: int | None, max_tokens: int | None,
@@ -33,11 +33,11 @@ def command(
     options.quiet_logs()
     from pretrain.inference.generate import generate
     from pretrain.inference.sampling import Sampling
-    from pretrain.training import model_dirs
+    from pretrain.training import loading
 
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
     run = options.model_dir_run(model_dir, gin_flags)
-    with model_dirs.opened(model_dir, run, step) as trained:
+    with loading.opened(model_dir, run, step) as trained:
         for result in generate(
             run, trained.params, trained.mesh, prompts, max_tokens=max_tokens, sampling=sampling, seed=seed
         ):

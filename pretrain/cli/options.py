@@ -1,5 +1,6 @@
-"""What several commands share: gin bindings, model dirs."""
+"""What several commands share: gin bindings, model dirs, processes."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from pretrain.errors import InputError
 if TYPE_CHECKING:
     from pretrain.run import RunConfig
 
-__all__ = ["GIN_CONTEXT", "bindings", "gin_arguments", "model_dir_run", "quiet_logs"]
+__all__ = ["GIN_CONTEXT", "bindings", "gin_arguments", "model_dir_run", "of_processes", "quiet_logs"]
 
 GIN_CONTEXT = {"ignore_unknown_options": True, "allow_extra_args": True}
 
@@ -56,3 +57,34 @@ def model_dir_run(model_dir: Path, flags: tuple[str, ...] = ()) -> "RunConfig":
             f"{model_dir} is not a model dir (it has no {config.FILE}): give the --model-dir of a training."
         )
     return config.load(path, bindings(flags))
+
+
+def of_processes(function: Callable) -> Callable:
+    """Lets a command run as several processes: it begins when all have come, and only the first prints."""
+
+    @click.option(
+        "--coordinator", metavar="HOST:PORT", help="Several processes meet here: at a free port of process 0."
+    )
+    @click.option("--processes", type=click.IntRange(min=1), help="How many processes there are.")
+    @click.option("--process", type=click.IntRange(min=0), help="Which one this is, from 0.")
+    @click.option(
+        "--initialization-timeout", type=click.FloatRange(min=0, min_open=True), default=60,
+        show_default=True, metavar="SECONDS", help="How long the processes wait for each other to come.",
+    )  # fmt: skip
+    @functools.wraps(function)
+    def command(
+        *, coordinator: str | None, processes: int | None, process: int | None,
+        initialization_timeout: float, **others: object,
+    ) -> object:  # fmt: skip
+        if coordinator is None and processes is None and process is None:
+            return function(**others)
+        if coordinator is None or processes is None or process is None:
+            raise InputError(
+                "--coordinator, --processes and --process go together: give each process all three, or none."
+            )
+        from pretrain.parallel.processes import Place, joined
+
+        with joined(Place(coordinator, processes, process), initialization_timeout):
+            return function(**others)
+
+    return command

@@ -46,10 +46,17 @@ def generate(
         Generation(
             prompt,
             vocabularies.readable(output, vocabulary),
-            vocabularies.readable(run.objective.complete(ids, output, vocabulary), vocabulary),
+            _as_begun(
+                vocabularies.readable(run.objective.complete(ids, output, vocabulary), vocabulary), prompt
+            ),
         )
         for prompt, ids, output in zip(prompts, encoded, outputs, strict=True)
     ]
+
+
+def _as_begun(text: str, prompt: str) -> str:
+    """Without the space that SentencePiece puts before every text."""
+    return text.removeprefix(" ") if prompt[:1].strip() else text
 
 
 def generate_tokens(

@@ -39,6 +39,12 @@ def check_sizes(config: Any) -> None:
             raise InputError(f"Model {field.name}={value} must be at least 1.")
     if not 0 <= config.dropout < 1:
         raise InputError(f"Model dropout={config.dropout} must be in [0, 1).")
+    buckets, farthest = getattr(config, "relative_buckets", 4), getattr(config, "relative_max_distance", 3)
+    if buckets < 4 or farthest <= buckets // 2:
+        raise InputError(
+            f"Model relative_buckets={buckets} and relative_max_distance={farthest}: use at least 4 buckets, "
+            "and a distance of more than half as many."
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

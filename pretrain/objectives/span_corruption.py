@@ -121,7 +121,7 @@ class SpanCorruption(Objective):
         return EncoderDecoderConverter(pack)
 
     def encode_prompt(self, text: str, feature: seqio.Feature) -> list[int]:
-        if "<extra_id_0>" not in text:
+        if "<extra_id_" not in text:
             raise InputError(
                 f"The prompt {text!r} has no gap to fill: mark gaps with <extra_id_0>, <extra_id_1>, ..."
             )

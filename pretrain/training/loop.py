@@ -9,15 +9,24 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import jax
+from jax.experimental import multihost_utils
 
 from pretrain import checkpointing, evaluation, metrics, pipeline
+from pretrain.checkpointing import Checkpoints
 from pretrain.parallel import sharding
 from pretrain.run import RunConfig
-from pretrain.training import hardware, model_dirs, records, state, step
+from pretrain.training import hardware, loading, model_dirs, records, skips, state, step
+from pretrain.training.state import TrainState
+from pretrain.training.watchdog import Watchdog
+from pretrain.warm_start import Plan
 
 
 class Diverged(RuntimeError):
-    """The loss or the gradient is not finite; the last good checkpoint is where it was."""
+    """A step is bad; the last good checkpoint is where it was. batch: the position of what it was fed."""
+
+    def __init__(self, message: str, batch: int | None = None):
+        super().__init__(message)
+        self.batch = batch
 
 
 class Observer(Protocol):
@@ -27,6 +36,8 @@ class Observer(Protocol):
     def progressed(self, step: int, figures: Mapping[str, float]) -> None: ...
     def evaluated(self, step: int, figures: Mapping[str, float]) -> None: ...
     def saved(self, step: int) -> None: ...
+    def warned(self, message: str) -> None: ...
+    def warm_started(self, plan: Plan) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,74 +55,137 @@ class Facts:
 
 
 def train(
-    run: RunConfig, config_text: str, model_dir: Path, observer: Observer, stop: Callable[[], bool]
+    run: RunConfig,
+    config_text: str,
+    model_dir: Path,
+    observer: Observer,
+    stop: Callable[[int], bool],
+    *,
+    watchdog: Watchdog | None = None,
+    skip_steps: range | None = None,
 ) -> int:
     """Trains from the newest checkpoint in `model_dir` (or from scratch) to `run.steps`.
 
-    `stop` is asked after every step; when it says so, the run is saved and left. Returns the last step.
-    Raises Diverged at the first step whose loss or gradient is not finite.
+    Args:
+        stop: asked after every step; when it says so, the run is saved and left.
+        watchdog: told what the loop waits for.
+        skip_steps: go back to before these steps, and leave out what they were fed.
+
+    Returns:
+        The last step.
+
+    Raises:
+        Diverged: at the first bad step, or or at one too many where `run.bad_steps` goes on.
+        checkpointing.NotSaved: a checkpoint could not be written.
     """
     run.check()
     mesh = run.mesh.build()
     run.check_batch(mesh.shape, jax.process_count())
-    with sharding.layout(mesh, run.rules):
+    with sharding.layout(mesh, run.rules), model_dirs.held(model_dir):
+        if skip_steps:
+            skips.leave_out_steps(model_dir, skip_steps, records.read(model_dir / records.LEDGER))
+        if (done := model_dirs.latest_step(model_dir)) >= run.steps:
+            return done
+        for rollback in range(run.bad_steps.most + 1):
+            try:
+                watched = watchdog or Watchdog()
+                return _train(run, config_text, model_dir, mesh, observer, stop, watched)
+            except Diverged as bad:
+                done = model_dirs.latest_step(model_dir)
+                if run.bad_steps.then != "roll back" or bad.batch is None or not done:
+                    raise
+                if rollback == run.bad_steps.most:
+                    raise Diverged(f"{bad} The run was rolled back {rollback} times before.") from bad
+                first = checkpointing.position(model_dir, done)
+                skips.leave_out(model_dir, range(first, bad.batch + 1), why=str(bad))
+                observer.warned(
+                    f"{bad} Going back to step {done} and leaving out {bad.batch + 1 - first} batches."
+                )
+    raise AssertionError("the last rollback returns or raises")
+
+
+def _train(
+    run: RunConfig, config_text: str, model_dir: Path, mesh: jax.sharding.Mesh,
+    observer: Observer, stop: Callable[[int], bool], watchdog: Watchdog,
+) -> int:  # fmt: skip
+    """`train`, once what is left out is known, until it is done, stopped or meets a bad step."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("what is left out is written")
+    with contextlib.ExitStack() as stack:
         # 1. Everything that can go wrong with the data does so here, before anything is written.
+        watchdog.doing("the data to be opened")
         evaluation.check(run)
-        batches = pipeline.batches(run)
+        batches = pipeline.batches(run, skips=skips.read(model_dir))
 
         # 2. The state: restored, with the position in the data, or fresh.
+        watchdog.doing("the state to be restored or made")
         programs = step.programs(run)
-        done = model_dirs.latest_step(model_dir)
-        if done:
-            saved = checkpointing.Checkpoints(model_dir, keep=run.keep_checkpoints, period=run.keep_period)
-            train_state = saved.restore(done, programs.abstract_state(), batches)
+        if model_dirs.latest_step(model_dir):
+            saved = stack.enter_context(contextlib.closing(_checkpoints(run, model_dir)))
+            done, train_state = saved.restore_newest(programs.abstract_state(), batches, observer.warned)
             batch = next(batches)
-            model_dirs.claim(model_dir, config_text)
         else:
-            batch = next(batches)
+            done, batch = 0, next(batches)
             batches.check_saveable()
-            train_state = programs.init()
-            model_dirs.claim(model_dir, config_text)
-            saved = checkpointing.Checkpoints(model_dir, keep=run.keep_checkpoints, period=run.keep_period)
+            train_state = _fresh(run, programs, observer)
+        model_dirs.claim(model_dir, config_text)
+        if not done:
+            saved = stack.enter_context(contextlib.closing(_checkpoints(run, model_dir)))
 
         # 3. What is about to happen.
         log = records.Records(model_dir, resumed_from=done, writes=jax.process_index() == 0)
+        stack.enter_context(contextlib.closing(log))
         log.event(done, "resumed" if done else "started", processes=jax.process_count())
         facts = describe(run, model_dir, done, state.count(train_state.params), mesh)
         observer.started(facts)
-        window = Window(run, facts)
+        window = Window(run, facts, log)
 
         # 4. One turn a step. The device works on this step while the host reads the figures of the last one.
-        with contextlib.closing(saved), contextlib.closing(log):
-            for at in range(done + 1, run.steps + 1):
-                train_state, sums = programs.train_step(
-                    train_state, pipeline.to_devices(batch, mesh, run.rules)
-                )
-                log.ledger(at, pipeline.batch_hash(batch))
-                window.push(at, sums)
-                leaving = stop() or at == run.steps
-                saving = at % run.checkpoint_period == 0 or leaving
-                if at % run.log_period == 0 or saving:  # a window ends where a run may begin again
-                    figures = window.close()
-                    log.metrics(at, "train", figures)
-                    observer.progressed(at, figures)
-                if at % run.eval_period == 0 or at == run.steps:
-                    with window.paused():
-                        figures = evaluation.evaluate(run, programs.eval_step, train_state.params, mesh)
-                    if not math.isfinite(figures["loss"]):
-                        raise Diverged(f"The held-out loss after step {at} is {figures['loss']}.")
-                    log.metrics(at, "eval", figures)
-                    observer.evaluated(at, figures)
-                if saving:
-                    with window.paused():  # has read the step's figures: what is not finite is never saved
-                        saved.save(at, train_state, batches, config_text)
-                    observer.saved(at)
-                if leaving:
-                    break
-                batch = next(batches)  # after the save: the saved position is that of the saved state
-            saved.wait()
-            log.event(at, "finished" if at == run.steps else "stopped")
+        for at in range(done + 1, run.steps + 1):
+            watchdog.doing(f"step {at}, or for the one before it to end")
+            train_state, sums = programs.train_step(train_state, pipeline.to_devices(batch, mesh, run.rules))
+            window.push(at, sums, batches.position - 1, pipeline.batch_hash(batch))
+            leaving = stop(at) or at == run.steps
+            saving = at % run.checkpoint_period == 0 or leaving
+            if at % run.log_period == 0 or saving:  # a window ends where a run may begin again
+                figures = window.close()
+                log.metrics(at, "train", figures)
+                observer.progressed(at, figures)
+            if at % run.eval_period == 0 or at == run.steps:
+                watchdog.doing(f"the evaluation after step {at}")
+                with window.paused():
+                    figures = evaluation.evaluate(run, programs.eval_step, train_state.params, mesh)
+                if not math.isfinite(figures["loss"]):
+                    raise Diverged(f"The held-out loss after step {at} is {figures['loss']}.")
+                log.metrics(at, "eval", figures)
+                observer.evaluated(at, figures)
+            if saving:
+                watchdog.doing(f"the checkpoint of step {at}, or for the one before it to be written")
+                with window.paused():  # has read the step's figures: what is not finite is never saved
+                    saved.save(at, train_state, batches, config_text)
+                observer.saved(at)
+            if leaving:
+                break
+            watchdog.doing(f"the data of step {at + 1}")
+            batch = next(batches)  # after the save: the saved position is that of the saved state
+        watchdog.doing("the last checkpoint to be written")
+        saved.wait()
+        log.event(at, "finished" if at == run.steps else "stopped")
     return at
+
+
+def _checkpoints(run: RunConfig, model_dir: Path) -> Checkpoints:
+    return Checkpoints(model_dir, keep=run.keep_checkpoints, period=run.keep_period)
+
+
+def _fresh(run: RunConfig, programs: step.Programs, observer: Observer) -> TrainState:
+    """The state before the first step: random, but for what a warm start takes from another run."""
+    fresh = programs.init()
+    if run.warm_start is None:
+        return fresh
+    params, plan = loading.warm_started(run.warm_start, fresh.params)
+    observer.warm_started(plan)
+    return dataclasses.replace(fresh, params=params)
 
 
 def describe(run: RunConfig, model_dir: Path, done: int, parameters: int, mesh: jax.sharding.Mesh) -> Facts:
@@ -133,36 +207,60 @@ OF_A_STEP = ("gradient_norm", "parameter_norm", "learning_rate")
 
 
 class Window:
-    """The steps since the last log line: their sums, and the time they took."""
+    """The steps since the last log line: their sums, and the time they took. Writes the ledger."""
 
-    def __init__(self, run: RunConfig, facts: Facts):
+    def __init__(self, run: RunConfig, facts: Facts, log: records.Records):
+        self._log = log
+        self._then, self._most = run.bad_steps.then, run.bad_steps.most
+        self._bad_in_a_row = 0
+        self._compiling = True
         device = jax.devices()[0]
         self._flops = facts.flops_per_step
         peak = run.peak_flops or hardware.peak_flops(device)
         self._peak = peak * jax.device_count() if peak else None
-        self._pending: tuple[int, Any] | None = None
+        self._pending: tuple[int, Any, int, str] | None = None
         self._open()
 
     def _open(self) -> None:
         self._sums: list[dict[str, float]] = []
+        self._skipped = 0
+        self._timed, self._tokens = 0, 0.0
         self._began = time.perf_counter()
         self._pause = 0.0
 
-    def push(self, at: int, sums: Mapping[str, jax.Array]) -> None:
-        """Takes the sums of step `at`, which may still be running, and reads those of the step before."""
+    def push(self, at: int, sums: Mapping[str, jax.Array], batch: int, batch_hash: str) -> None:
+        """Takes the sums of step `at`, which may still be running, and reads those of the step before.
+
+        batch, batch_hash: position and hash of what the step was fed.
+        """
         self.drain()
-        self._pending = (at, sums)
+        self._pending = (at, sums, batch, batch_hash)
 
     def drain(self) -> None:
-        """Waits for the newest step and reads its sums. Raises Diverged if they are not finite."""
+        """Waits for the newest step, reads its sums and writes its line of the ledger.
+
+        Raises Diverged if the step is bad, and is not to be skipped.
+        """
         if self._pending is None:
             return
-        (at, sums), self._pending = self._pending, None
+        (at, sums, batch, batch_hash), self._pending = self._pending, None
         values = {name: float(value) for name, value in jax.device_get(sums).items()}
-        for name in ("loss", "gradient_norm", "parameter_norm"):
-            if not math.isfinite(values[name]):
-                raise Diverged(f"The {name.replace('_', ' ')} of step {at} is {values[name]}.")
-        self._sums.append(values)
+        if self._compiling:
+            self._compiling, self._began, self._pause = False, time.perf_counter(), 0.0
+        else:
+            self._timed, self._tokens = self._timed + 1, self._tokens + values["tokens"]
+        bad = bool(values.pop("bad"))
+        self._log.ledger(at, batch, batch_hash, bad)
+        self._bad_in_a_row = self._bad_in_a_row + 1 if bad else 0
+        reason = _why_bad(values) if bad or not math.isfinite(values["parameter_norm"]) else ""
+        if not reason:
+            self._sums.append(values)
+            return
+        self._log.event(at, "bad step", reason=reason, then=self._then)
+        if self._then != "skip" or not bad or self._bad_in_a_row > self._most:
+            in_a_row = f", {self._bad_in_a_row} bad steps in a row" if self._bad_in_a_row > 1 else ""
+            raise Diverged(f"The {reason} at step {at}{in_a_row}.", batch)
+        self._skipped += 1
 
     def paused(self) -> "_Pause":
         """A context whose time is not counted."""
@@ -173,19 +271,32 @@ class Window:
 
         loss, accuracy, ...: means over all tokens; those in OF_A_STEP: of the last step;
         tokens_per_second: useful ones; model_flops_per_second, and utilisation where the peak is known.
+        Steps that were skipped have a speed and no loss; the first one, which compiles, has no speed.
         """
         self.drain()
-        seconds = time.perf_counter() - self._began - self._pause
-        sums, steps = metrics.add(self._sums), len(self._sums)
-        figures = metrics.figures(sums)
-        figures |= {name: self._sums[-1][name] for name in OF_A_STEP}
-        figures["tokens_per_second"] = sums["tokens"] / seconds
-        figures["steps_per_second"] = steps / seconds
-        figures["model_flops_per_second"] = self._flops * steps / seconds
-        if self._peak:
-            figures["model_flops_utilisation"] = figures["model_flops_per_second"] / self._peak
+        figures: dict[str, float] = {}
+        if self._sums:
+            figures = metrics.figures(metrics.add(self._sums))
+            figures |= {name: self._sums[-1][name] for name in OF_A_STEP}
+        if self._skipped:
+            figures["skipped_steps"] = self._skipped
+        if self._timed:
+            seconds = time.perf_counter() - self._began - self._pause
+            figures["tokens_per_second"] = self._tokens / seconds
+            figures["steps_per_second"] = self._timed / seconds
+            figures["model_flops_per_second"] = self._flops * self._timed / seconds
+            if self._peak:
+                figures["model_flops_utilisation"] = figures["model_flops_per_second"] / self._peak
         self._open()
         return figures
+
+
+def _why_bad(values: Mapping[str, float]) -> str:
+    """What is wrong with a step, such as "loss is nan"."""
+    for name in ("loss", "gradient_norm", "parameter_norm"):
+        if not math.isfinite(values[name]):
+            return f"{name.replace('_', ' ')} is {values[name]}"
+    return f"loss is {values['loss'] / values['weight']:.4f}, a spike"
 
 
 class _Pause:

@@ -1,35 +1,38 @@
 """What a model dir is: the config of one run, and what the run wrote."""
 
 import contextlib
-import dataclasses
+import fcntl
 import os
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 
-from pretrain.checkpointing import DIRECTORY, Checkpoints
+from pretrain.checkpointing import DIRECTORY
 from pretrain.errors import InputError
-from pretrain.parallel import sharding
-from pretrain.run import RunConfig
-from pretrain.training.state import Params
-from pretrain.training.step import Programs, programs
 
 CONFIG = "config.gin"
+LOCK = "lock"
 
 
 Difference = Callable[[str, str], list[str]]
 
 
-def refuse_another_run(model_dir: Path, config_text: str, difference: Difference) -> None:
+def refuse_another_run(
+    model_dir: Path, config_text: str, difference: Difference, data_difference: Difference
+) -> None:
     """Raises InputError if `model_dir` holds a run with another config (with what differs).
 
     A run without a checkpoint has nothing to lose: whoever mends its config may start it again.
     """
     if changes := _changes(model_dir, config_text, difference):
+        # Of what the data come from nothing may change, so the flag would only lead to the next refusal.
+        allowed = not _changes(model_dir, config_text, data_difference)
         raise InputError(
             f"{model_dir} holds a run with another config ({CONFIG} is -, this command is +): "
-            f"{'; '.join(changes)}: use the same settings, another --model-dir, or --allow-config-change."
+            f"{'; '.join(changes)}: use the same settings{',' if allowed else ' or'} another --model-dir"
+            f"{', or --allow-config-change' if allowed else ''}."
         )
 
 
@@ -54,7 +57,7 @@ def refuse_other_things(model_dir: Path) -> None:
     if (model_dir / CONFIG).is_file():
         return
     if model_dir.is_dir():
-        if any(path.name != f"{CONFIG}.tmp" for path in model_dir.iterdir()):
+        if any(path.name not in (f"{CONFIG}.tmp", LOCK) for path in model_dir.iterdir()):
             raise InputError(
                 f"{model_dir} is not empty and not a model dir; give a new or empty --model-dir."
             )
@@ -63,6 +66,44 @@ def refuse_other_things(model_dir: Path) -> None:
     if not place.is_dir() or not os.access(place, os.W_OK):
         trouble = "cannot be written to" if place.is_dir() else "is not a directory"
         raise InputError(f"{model_dir} cannot be made, since {place} {trouble}; give another --model-dir.")
+
+
+@contextlib.contextmanager
+def held(model_dir: Path) -> Iterator[None]:
+    """Keeps other runs out of `model_dir`, which it makes; nothing is left if nobody claims it meanwhile.
+
+    Raises InputError if another run holds it, or it cannot be written. The lock ends with the process.
+    """
+    if jax.process_index() != 0:
+        yield
+        return
+    made = [path for path in (model_dir, *model_dir.absolute().parents) if not path.exists()]
+    try:
+        model_dir.mkdir(parents=True, exist_ok=True)
+        lock = (model_dir / LOCK).open("a+")
+    except OSError as error:
+        raise InputError(
+            f"{model_dir} cannot be written ({error.strerror}): make it so, or give another --model-dir."
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            who = lock.read() or "one that just began"
+            raise InputError(
+                f"{model_dir} is in use by another run, {who}: wait for it, or give another --model-dir."
+            ) from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        lock.flush()
+        try:
+            yield
+        finally:
+            if not (model_dir / CONFIG).exists():
+                (model_dir / LOCK).unlink()
+                for path in made:
+                    path.rmdir()
 
 
 def claim(model_dir: Path, config_text: str) -> None:
@@ -79,36 +120,3 @@ def latest_step(model_dir: Path) -> int:
     """The newest step with a whole checkpoint; 0 if there is none."""
     names = (path.name for path in (model_dir / DIRECTORY).glob("*"))
     return max((int(name) for name in names if name.isdigit()), default=0)
-
-
-@dataclasses.dataclass(frozen=True)
-class Trained:
-    """A trained model, ready to be used under the layout that `opened` puts in force."""
-
-    step: int
-    mesh: jax.sharding.Mesh
-    programs: Programs
-    params: Params
-
-
-@contextlib.contextmanager
-def opened(model_dir: Path, run: RunConfig, step: int | None = None) -> Iterator[Trained]:
-    """The parameters of `step` (None: the newest checkpoint) on the run's mesh. Writes nothing.
-
-    Raises InputError if there is no such checkpoint.
-    """
-    run.check()
-    mesh = run.mesh.build()
-    if not (model_dir / DIRECTORY).is_dir():
-        raise InputError(f"{model_dir} has no checkpoint yet; train it first, with `pretrain train`.")
-    checkpoints = Checkpoints(model_dir, read_only=True)
-    steps = checkpoints.steps()
-    step = steps[-1] if step is None and steps else step
-    if step not in steps:
-        raise InputError(
-            f"{model_dir} has no checkpoint of step {step}; it has {', '.join(map(str, steps)) or 'none'}."
-        )
-    with sharding.layout(mesh, run.rules):
-        built = programs(run)
-        params = checkpoints.restore_params(step, built.abstract_state().params)
-        yield Trained(step, mesh, built, params)

@@ -8,6 +8,15 @@ from typing import Any, TextIO
 
 import tensorflow as tf
 
+METRICS = "metrics.jsonl"
+LEDGER = "ledger.jsonl"
+
+
+def read(path: Path) -> list[dict]:
+    """The objects of a .jsonl file that a run wrote, without a last line cut short."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if _step(line) < math.inf]
+
 
 class Lines:
     """An append-only .jsonl file of objects that have a `step`."""
@@ -48,8 +57,8 @@ class Records:
 
     def __init__(self, model_dir: Path, *, resumed_from: int, writes: bool):
         self._writes = writes
-        self._metrics = Lines(model_dir / "metrics.jsonl")
-        self._ledger = Lines(model_dir / "ledger.jsonl")
+        self._metrics = Lines(model_dir / METRICS)
+        self._ledger = Lines(model_dir / LEDGER)
         if writes:
             self._metrics.rewind(resumed_from)
             self._ledger.rewind(resumed_from)
@@ -69,10 +78,10 @@ class Records:
         if self._writes:
             self._metrics.write(step, kind="event", event=event, **fields)
 
-    def ledger(self, step: int, batch_hash: str) -> None:
-        """What was fed to `step`: lets two runs be compared batch for batch."""
+    def ledger(self, step: int, batch: int, batch_hash: str, bad: bool) -> None:
+        """What was fed to `step`, by position and hash: lets two runs be compared batch for batch."""
         if self._writes:
-            self._ledger.write(step, batch_hash=batch_hash)
+            self._ledger.write(step, batch=batch, batch_hash=batch_hash, **({"bad": True} if bad else {}))
 
     def close(self) -> None:
         if self._writes:

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from pretrain.bad_steps import BadSteps
 from pretrain.data.vocabulary import token_bytes
 from pretrain.objectives.base import Objective
 from pretrain.parallel import sharding
@@ -41,9 +42,9 @@ def programs(run: RunConfig) -> Programs:
     graph, optimizer = state.graph(run.model), run.optimizer.build()
     table, schedule = token_bytes(run.vocabulary()), run.optimizer.schedule
     return Programs(
-        init=jax.jit(lambda: state.init_state(run.model, optimizer, run.seed)),
+        init=jax.jit(lambda: state.init_state(run.model, optimizer, run.seed, run.bad_steps.empty())),
         train_step=jax.jit(
-            make_train_step(graph, run.objective, optimizer, schedule, table), donate_argnums=0
+            make_train_step(graph, run.objective, optimizer, schedule, run.bad_steps, table), donate_argnums=0
         ),
         eval_step=jax.jit(make_eval_step(graph, run.objective, table)),
     )
@@ -71,11 +72,13 @@ def make_train_step(
     objective: Objective,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
+    bad_steps: BadSteps,
     token_bytes: np.ndarray,
 ) -> TrainStep:
     """(state, batch) -> (state, sums). The gradient is that of the summed loss, divided once by the summed
     weight of the global batch; the sums also hold the `gradient_norm` before clipping,
-    the `parameter_norm` after the update and the `learning_rate` of the update."""
+    the `parameter_norm` after the update, the `learning_rate` of the update, and whether the step is `bad`.
+    """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
         key = state.step_key()
@@ -89,10 +92,15 @@ def make_train_step(
         gradients = jax.tree.map(lambda g: g * scale, gradients)
         sums["gradient_norm"] = optax.tree.norm(gradients)
         sums["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
+        bad, recent = bad_steps.judge(sums["loss"] * scale, sums["gradient_norm"], state.recent)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        if bad_steps.then == "skip":
+            old = (state.params, state.opt_state)
+            params, opt_state = jax.tree.map(lambda x, y: jnp.where(bad, x, y), old, (params, opt_state))
+        sums["bad"] = bad.astype(jnp.float32)
         sums["parameter_norm"] = optax.tree.norm(params)
-        return TrainState(state.step + 1, params, opt_state, state.key), sums
+        return TrainState(state.step + 1, params, opt_state, state.key, recent), sums
 
     return train_step
 

@@ -29,7 +29,7 @@ seqio.TaskRegistry.add(
     [
         ("a.txt", b"", {}, "files matches 1 file(s) without any text"),
         ("a.txt", b" \n\n", {}, "files matches 1 file(s) without any text"),
-        ("a.txt", b"one\n", {}, "picks none of the 1 document(s) for the validation split"),
+        ("a.txt", b"one\n", {}, "one document, which cannot be split"),
         ("a.txt", b"one\ntwo\n", {FRACTION: 0.999999}, "leaves none of the 2 document(s) for training"),
         (
             "a.txt",
@@ -66,7 +66,7 @@ def test_files_that_are_not_given(train, files):
     [
         (
             "--gin.FILES=3",
-            "--gin.FILES is 3, but text_files.task.files takes text in quotes or Sequence[str]",
+            "--gin.FILES is 3, but text_files.task.files takes text in quotes or a list of text in quotes",
         ),
         ("--gin.FILES=[3]", "--gin.FILES is [3], but text_files.task.files takes text in quotes"),
         ("--gin.FILES=/data/*.txt", "text needs quotes of its own, as in --gin.FILES=\"'/data/*.txt'\""),

@@ -13,7 +13,8 @@ GAP = "<extra_id_0>"
 
 
 def contents(directory: str) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in Path(directory).rglob("*") if path.is_file()}
+    files = (path for path in Path(directory).rglob("*") if path.is_file() and path.name != "lock")
+    return {str(path): path.read_bytes() for path in files}
 
 
 @pytest.mark.parametrize(("command", "options"), USES)

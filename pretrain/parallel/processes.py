@@ -1,0 +1,146 @@
+"""One run as several processes: they meet before anything is computed, and leave together."""
+
+import atexit
+import contextlib
+import dataclasses
+import os
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+
+import jax
+
+from pretrain.errors import InputError
+
+TIMEOUT = 60.0  # seconds for all to come
+FAREWELL = 10.0  # seconds that a process which failed waits for the others, which may have failed too
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Which of how many processes this one is, and where they meet.
+
+    coordinator: HOST:PORT of process 0, as all can reach it.
+
+    >>> Place("localhost:8476", processes=2, process=1).port
+    8476
+    """
+
+    coordinator: str
+    processes: int
+    process: int
+
+    def __post_init__(self):
+        host, _, port = self.coordinator.rpartition(":")
+        if not (host and port.isdigit() and 0 < int(port) < 2**16):
+            raise InputError(
+                f"--coordinator is {self.coordinator!r}; write HOST:PORT of process 0, such as 10.0.0.1:8476."
+            )
+        if not 0 <= self.process < self.processes:
+            raise InputError(
+                f"--process is {self.process} of --processes {self.processes}; number them from 0 to "
+                f"{self.processes - 1}."
+            )
+
+    @property
+    def host(self) -> str:
+        return self.coordinator.rpartition(":")[0].strip("[]")
+
+    @property
+    def port(self) -> int:
+        return int(self.coordinator.rpartition(":")[2])
+
+
+@contextlib.contextmanager
+def joined(place: Place | None, timeout: float = TIMEOUT) -> Iterator[None]:
+    """Makes this process one of several while inside; `None` leaves it alone. Before anything uses a device.
+
+    Simulated CPU devices are as many in each process as the environment says in JAX_NUM_CPU_DEVICES. Only
+    process 0 keeps its stdout. A process that leaves with an exception ends soon, whatever the others do.
+
+    Raises InputError if not all have come after `timeout` seconds.
+    """
+    if place is None:
+        yield
+        return
+    _only_the_first_prints(place)
+    start(place, timeout)
+    try:
+        yield
+    except BaseException as error:
+        # At exit JAX waits minutes for the others, who may be waiting for this process.
+        guard = threading.Timer(FAREWELL, _end, [_exit_code(error)])
+        guard.daemon = True
+        guard.start()
+        raise
+
+
+def start(place: Place, timeout: float = TIMEOUT) -> None:
+    """Returns when all processes have come. Raises InputError if they have not after `timeout` seconds."""
+    # JAX aborts the process when its own time is up: it gets more of it, and this thread looks at the clock.
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    failures: list[Exception] = []
+    meeting = threading.Thread(target=_meet, args=(place, 2 * timeout + 60, failures), daemon=True)
+    meeting.start()
+    meeting.join(timeout)
+    if meeting.is_alive():
+        atexit.register(_end, 2)  # without JAX's own end of a meeting that was none
+        raise InputError(_who_is_missing(place, timeout))
+    if failures:
+        raise InputError(
+            f"Process {place.process} of {place.processes} cannot be started with --coordinator "
+            f"{place.coordinator} ({failures[0]}): is another program at that port?"
+        ) from failures[0]
+
+
+def _meet(place: Place, timeout: float, failures: list[Exception]) -> None:
+    try:
+        jax.distributed.initialize(
+            place.coordinator,
+            num_processes=place.processes,
+            process_id=place.process,
+            initialization_timeout=int(timeout),
+        )
+    except Exception as error:  # raised again where it is heard
+        failures.append(error)
+
+
+def _who_is_missing(place: Place, timeout: float) -> str:
+    waited = f"Process {place.process} waited {timeout:g} seconds for"
+    longer = "start them together, or give a longer --initialization-timeout."
+    if place.process == 0 or _answers(place):
+        return f"{waited} all {place.processes} processes to come to {place.coordinator}: {longer}"
+    return f"{waited} process 0, which does not answer at --coordinator {place.coordinator}: {longer}"
+
+
+def _answers(place: Place) -> bool:
+    try:
+        socket.create_connection((place.host, place.port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def _only_the_first_prints(place: Place) -> None:
+    """What C++ prints there, such as gloo's greetings, nobody reads; the others' own words go with it."""
+    sys.stdout.flush()
+    if place.process == 0:
+        sys.stdout = os.fdopen(os.dup(1), "w", buffering=1, encoding=sys.stdout.encoding)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+
+
+def _exit_code(error: BaseException) -> int:
+    """The code that `cli/main.py` ends with after `error`."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 1
+    return 2 if isinstance(error, InputError) else 1
+
+
+def _end(code: int) -> None:
+    """Ends the process, whatever its other threads are waiting for."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

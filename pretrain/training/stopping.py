@@ -1,0 +1,49 @@
+"""Asked to stop: by Ctrl-C, or by SIGTERM before a machine is taken away."""
+
+import os
+import signal
+from types import FrameType
+
+import jax
+from jax.experimental import multihost_utils
+
+MESSAGE = b"\npretrain: saving after this step, then stopping; a second signal ends the run at once.\n"
+
+
+class Stop:
+    """As a context, takes SIGINT and SIGTERM; called with a step, says whether to save and leave after it.
+
+    Several processes must agree on the step, or those that go on wait for the others for ever. There, JAX's
+    preemption service (`jax.distributed` starts it) hears SIGTERM on any process and names the step to all;
+    Ctrl-C is passed on to it.
+    """
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._before: dict[int, signal._HANDLER] = {}
+
+    def __enter__(self) -> "Stop":
+        self._take(signal.SIGINT)
+        if jax.process_count() == 1:
+            self._take(signal.SIGTERM)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def __call__(self, step: int) -> bool:
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._asked
+
+    def _take(self, number: int) -> None:
+        self._before[number] = signal.signal(number, self._handle)
+
+    def _handle(self, _number: int, _frame: FrameType | None) -> None:
+        self._asked = True
+        for number in self._before:
+            signal.signal(number, signal.SIG_DFL)
+        os.write(2, MESSAGE)
+        if jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)

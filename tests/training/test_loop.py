@@ -1,0 +1,237 @@
+"""What the loop does with bad steps, batches to leave out, damage, other runs and other parameters."""
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from pretrain import pipeline
+from pretrain.bad_steps import BadSteps
+from pretrain.checkpointing import Checkpoints, NotSaved
+from pretrain.errors import InputError
+from pretrain.parallel import sharding
+from pretrain.parallel.mesh import MeshConfig
+from pretrain.training import loop, model_dirs, step
+from pretrain.warm_start import WarmStart
+
+
+@pytest.fixture
+def train(tmp_path, watcher):
+    def run(config, name="model", **settings) -> int:
+        return loop.train(config, "config", tmp_path / name, watcher, lambda step: False, **settings)
+
+    return run
+
+
+def poison(monkeypatch, run, positions) -> None:
+    """What these batches of the run are charged is not a number."""
+    stream = pipeline.batches(run)
+    hashes = [pipeline.batch_hash(next(stream)) for _ in range(max(positions) + 1)]
+    bad = {hashes[position] for position in positions}
+    place = pipeline.to_devices
+
+    def placed(batch, mesh, rules):
+        if pipeline.batch_hash(batch) in bad:
+            weights = batch["decoder_loss_weights"]
+            batch = {**batch, "decoder_loss_weights": np.full_like(weights, np.nan)}
+        return place(batch, mesh, rules)
+
+    monkeypatch.setattr(pipeline, "to_devices", placed)
+
+
+def final(tmp_path, run, name="model"):
+    with sharding.layout(run.mesh.build(), run.rules):
+        abstract = step.programs(run).abstract_state()
+        saved = Checkpoints(tmp_path / name, read_only=True)
+        return jax.tree.leaves(saved.restore(run.steps, abstract, pipeline.batches(run)))
+
+
+def arrays(model_dir, at) -> dict:
+    return ocp.PyTreeCheckpointer().restore(model_dir / "checkpoints" / str(at) / "state")
+
+
+def assert_equal(one, other):
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_bad_step_stops_the_run(make_run, train, monkeypatch, tmp_path, lines):
+    run = make_run()
+    poison(monkeypatch, run, [5])
+    with pytest.raises(loop.Diverged, match="The loss is nan at step 6"):
+        train(run)
+    assert model_dirs.latest_step(tmp_path / "model") == 4
+    assert lines(tmp_path / "model", "ledger")[-1]["bad"]
+    bad = [line for line in lines(tmp_path / "model", "metrics") if line.get("event") == "bad step"]
+    assert bad == [{"step": 6, "kind": "event", "event": "bad step", "reason": "loss is nan", "then": "stop"}]
+
+
+def test_a_skipped_step_changes_nothing_but_the_count(make_run, train, monkeypatch, tmp_path, lines):
+    run = make_run(bad_steps=BadSteps(then="skip"), steps=6)
+    poison(monkeypatch, run, [5])
+    train(run)
+    train(make_run(steps=5, bad_steps=run.bad_steps), "five")
+    for name in ("params", "opt_state"):
+        saved = [arrays(tmp_path / where, at)[name] for where, at in (("model", 6), ("five", 5))]
+        assert_equal(*map(jax.tree.leaves, saved))
+    (figures,) = [f for f in lines(tmp_path / "model", "metrics") if f["kind"] == "train" and f["step"] == 6]
+    assert figures["skipped_steps"] == 1
+    assert np.isfinite(figures["loss"])
+
+
+def test_too_many_skipped_in_a_row_stop_the_run(make_run, train, monkeypatch):
+    run = make_run(bad_steps=BadSteps(then="skip", most=2))
+    poison(monkeypatch, run, [4, 5, 6])
+    with pytest.raises(loop.Diverged, match="at step 7, 3 bad steps in a row"):
+        train(run)
+
+
+def test_a_rollback_leaves_out_what_led_to_the_bad_step(
+    make_run, train, monkeypatch, tmp_path, lines, watcher
+):
+    run = make_run(bad_steps=BadSteps(then="roll back"))
+    poison(monkeypatch, run, [5])
+    assert train(run) == 12
+    fed = [line["batch"] for line in lines(tmp_path / "model", "ledger")]
+    assert fed == [0, 1, 2, 3, *range(6, 14)]
+    assert watcher.warnings == ["The loss is nan at step 6. Going back to step 4 and leaving out 2 batches."]
+
+
+def test_a_rollback_without_a_checkpoint_stops(make_run, train, monkeypatch):
+    run = make_run(bad_steps=BadSteps(then="roll back"))
+    poison(monkeypatch, run, [2])
+    with pytest.raises(loop.Diverged, match="at step 3"):
+        train(run)
+
+
+def test_a_run_that_is_bad_again_and_again_is_not_rolled_back_for_ever(make_run, train, monkeypatch):
+    run = make_run(bad_steps=BadSteps(then="roll back", most=2))
+    poison(monkeypatch, run, range(5, 15))
+    with pytest.raises(loop.Diverged, match="rolled back 2 times before"):
+        train(run)
+
+
+def test_steps_are_left_out_of_a_run_that_was_complete(make_run, train, tmp_path, lines):
+    run = make_run()
+    train(run)
+    assert train(run, skip_steps=range(6, 8)) == 12
+    model_dir = tmp_path / "model"
+    assert [line["batch"] for line in lines(model_dir, "ledger")] == [*range(5), *range(7, 14)]
+    assert sorted(path.name for path in (model_dir / "abandoned").iterdir()) == ["12", "8"]
+    before = (model_dir / "ledger.jsonl").read_text()
+    train(run, skip_steps=range(6, 8))  # the same command again has nothing more to leave out
+    assert (model_dir / "ledger.jsonl").read_text() == before
+    with pytest.raises(InputError, match="names step 13, but the ledger"):
+        train(run, skip_steps=range(12, 14))
+
+
+def test_what_is_left_out_stays_so_when_the_run_is_resumed(make_run, train, tmp_path, lines):
+    run = make_run()
+    train(run)
+    train(run, skip_steps=range(2, 4))
+    whole = final(tmp_path, run)
+    stopped = iter(range(100))
+    loop.train(run, "", tmp_path / "other", _silent(), lambda step: False)
+    loop.train(
+        run, "", tmp_path / "other", _silent(), lambda step: next(stopped) == 4, skip_steps=range(2, 4)
+    )
+    loop.train(run, "", tmp_path / "other", _silent(), lambda step: False)
+    assert_equal(whole, final(tmp_path, run, "other"))
+
+
+def _silent():
+    from unittest.mock import Mock
+
+    return Mock()
+
+
+def test_a_damaged_checkpoint_is_moved_aside_and_the_one_before_is_used(
+    make_run, train, tmp_path, watcher, lines
+):
+    run, model_dir = make_run(), tmp_path / "model"
+    train(run, "whole")
+    assert loop.train(run, "config", model_dir, watcher, lambda step: step == 8) == 8
+    newest = model_dir / "checkpoints" / "8"
+    files = [path for path in newest.rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:100])
+    assert train(run) == 12
+    (warning,) = watcher.warnings
+    assert warning.startswith(f"Checkpoint {newest} is damaged (")
+    assert warning.endswith(f"Moved to {model_dir / 'damaged' / '8'}; going on from step 4.")
+    assert (model_dir / "damaged" / "8").is_dir()
+    assert_equal(final(tmp_path, run), final(tmp_path, run, "whole"))
+    assert lines(model_dir, "ledger") == lines(tmp_path / "whole", "ledger")
+
+
+def test_a_model_dir_serves_one_run_at_a_time(make_run, train, tmp_path):
+    with model_dirs.held(tmp_path / "model"):
+        model_dirs.claim(tmp_path / "model", "config")
+        with pytest.raises(InputError, match="is in use by another run, process [0-9]+ on "):
+            train(make_run())
+    train(make_run(steps=1))
+
+
+def test_a_run_that_is_refused_leaves_no_directory(make_run, train, tmp_path):
+    with pytest.raises(InputError):
+        train(make_run(eval_split="test"), "deep/er")
+    with pytest.raises(InputError, match="cannot be saved"):
+        train(make_run(task=_stateful()), "deep/er")
+    assert not (tmp_path / "deep").exists()
+
+
+def _stateful():
+    import seqio
+    import tensorflow as tf
+
+    def read(split, shuffle_files, seed=None):
+        def numbers():
+            yield from ({"targets": np.arange(3, 10, dtype=np.int32)} for _ in range(400))
+
+        return tf.data.Dataset.from_generator(
+            numbers, output_signature={"targets": tf.TensorSpec([None], tf.int32)}
+        )
+
+    return seqio.Task(
+        "stateful",
+        source=seqio.FunctionDataSource(read, splits=["train", "validation"]),
+        preprocessors=[seqio.CacheDatasetPlaceholder()],
+        output_features={"targets": seqio.Feature(seqio.ByteVocabulary(extra_ids=100), add_eos=True)},
+    )
+
+
+def test_a_save_that_fails_is_said_and_the_one_before_stays(make_run, train, tmp_path, monkeypatch):
+    run = make_run()
+
+    def full(self, path):
+        raise OSError(28, "No space left on device")
+
+    train(make_run(steps=4))
+    monkeypatch.setattr(pipeline.Batches, "save", full)
+    monkeypatch.setattr(pipeline.Batches, "check_saveable", lambda self: None)
+    with pytest.raises(NotSaved, match=r"checkpoint of step 8 .* could not be saved .*No space left"):
+        train(run)
+    monkeypatch.undo()
+    assert model_dirs.latest_step(tmp_path / "model") == 4
+    assert train(run) == 12
+
+
+def test_a_warm_start_takes_parameters_and_nothing_else(make_run, train, tmp_path, watcher):
+    first = make_run()
+    train(first)
+    start = WarmStart(model_dir=tmp_path / "model", exclude=["*norm*"])
+    run = make_run(warm_start=start, steps=1, seed=1, mesh=MeshConfig(fsdp=2))
+    with sharding.layout(run.mesh.build(), run.rules):
+        programs = step.programs(run)
+        fresh = programs.init()
+        begun = loop._fresh(run, programs, watcher)
+    (plan,) = watcher.plans
+    assert plan.skipped == plan.new and all("norm" in name for name in plan.new)
+    assert_equal(jax.tree.leaves(begun.opt_state), jax.tree.leaves(fresh.opt_state))
+    saved = arrays(tmp_path / "model", 12)["params"]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(begun.params):
+        other = fresh.params if "norm" in jax.tree_util.keystr(path) else saved
+        for key in path:
+            other = other[key.key]
+        np.testing.assert_array_equal(leaf, other)
+    assert train(run, "warm") == 1
