@@ -20,8 +20,11 @@ from jax.experimental import multihost_utils
 
 from pretrain.errors import InputError
 from pretrain.fingerprint import fingerprint
-from pretrain.pipeline import Batches
+from pretrain.indexed import IndexedBatches
+from pretrain.pipeline import Batches as StreamedBatches
 from pretrain.trees import named_leaves
+
+Batches = StreamedBatches | IndexedBatches
 
 DIRECTORY = "checkpoints"
 DAMAGED = "damaged"
@@ -45,12 +48,16 @@ class _DataHandler(ocp.CheckpointHandler):
         args.batches.save(self._path(directory, jax.process_index(), jax.process_count()))
 
     def restore(self, directory: epath.Path, args: "_DataRestore") -> Batches:
+        if args.batches.elastic:
+            args.batches.restore(_any_position(Path(directory)))
+            return args.batches
         path = self._path(directory, jax.process_index(), jax.process_count())
         counts = {int(each.name.split(".")[0].rpartition("_")[2]) for each in directory.glob("iterator_*")}
         if counts and jax.process_count() not in counts:
             raise InputError(
                 f"{directory} holds the data positions of {min(counts)} process(es), but this run has "
-                f"{jax.process_count()}: start {min(counts)}."
+                f"{jax.process_count()}, and in a stream each has its own: start {min(counts)}, "
+                "or train from a store, which any number may read (`pretrain cache`)."
             )
         args.batches.restore(path)
         return args.batches
@@ -255,9 +262,13 @@ class Checkpoints:
 
 def position(model_dir: Path, step: int) -> int:
     """The position of the batch that the run would read after `step`."""
-    path = epath.Path(model_dir) / DIRECTORY / str(step) / "data"
-    own = _DataHandler._path(path, jax.process_index(), jax.process_count())
-    return json.loads(own.with_suffix(".json").read_text())["position"]
+    path = _any_position(model_dir / DIRECTORY / str(step) / "data")
+    return json.loads(path.with_suffix(".json").read_text())["position"]
+
+
+def _any_position(directory: Path) -> Path:
+    """The data position of some process: all are at the same batch."""
+    return min(directory.glob("iterator_*.json")).with_suffix("")
 
 
 def free_name(path: Path) -> Path:

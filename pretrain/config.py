@@ -85,7 +85,7 @@ def _without_gins_words(error: Exception) -> str:
 # The arguments of a run that its batches come from; in what they refer to, the loss changes no batch.
 DATA = (
     "task", "objective", "lengths", "batch_size", "seed",
-    "pack", "use_cached", "shuffle_buffer", "train_split",
+    "pack", "use_cached", "store_rates", "shuffle_buffer", "train_split",
 )  # fmt: skip
 LOSS = ("label_smoothing", "z_loss")
 

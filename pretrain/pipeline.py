@@ -5,7 +5,6 @@ Every process reads its own share of the data and makes its own rows of the glob
 
 import functools
 import hashlib
-import json
 import os
 import re
 import tempfile
@@ -17,12 +16,16 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from pretrain import positions
 from pretrain.data import vocabulary as vocabularies
 from pretrain.errors import InputError
+from pretrain.indexed import IndexedBatches
 from pretrain.parallel import sharding
 from pretrain.run import RunConfig
 
 Batch = Mapping[str, np.ndarray]
+
+_DISK_ERRORS = (tf.errors.ResourceExhaustedError, tf.errors.PermissionDeniedError, tf.errors.UnknownError)
 
 
 def examples(run: RunConfig, split: str, *, training: bool, shard: seqio.ShardInfo) -> tf.data.Dataset:
@@ -58,11 +61,13 @@ def _one_after_another(datasets: Sequence[tf.data.Dataset], features: Iterable[s
 
 def batches(
     run: RunConfig, split: str | None = None, *, training: bool = True, skips: Sequence[range] = ()
-) -> "Batches":
+) -> "Batches | IndexedBatches":
     """The batches of this process: [batch_size / processes, length] int32 and float32 features.
 
     skips: positions of batches to leave out.
     """
+    if training and run.stores:
+        return IndexedBatches(run, skips)
     processes = jax.process_count()
     shard = seqio.ShardInfo(index=jax.process_index(), num_shards=processes)
     split = split or (run.train_split if training else run.eval_split)
@@ -100,7 +105,10 @@ class Batches(Iterator[Batch]):
     """An iterator over numpy batches whose position is saved with the checkpoint and restored from it.
 
     position: of the next batch, from 0; those in `skips` count, but nobody sees them.
+    elastic: whether another number of processes may go on from a saved position.
     """
+
+    elastic = False
 
     def __init__(
         self,
@@ -139,9 +147,11 @@ class Batches(Iterator[Batch]):
 
     def save(self, path: Path) -> None:
         """Writes the position (TensorFlow's own format, a few files that begin with `path`) and in what."""
-        tf.train.Checkpoint(iterator=self._iterator).write(str(path))
-        about = {"position": self.position, "identity": self._identity}
-        path.with_suffix(".json").write_text(json.dumps(about))
+        try:
+            tf.train.Checkpoint(iterator=self._iterator).write(str(path))
+        except _DISK_ERRORS as error:
+            raise OSError(error.message) from error
+        positions.write(path, self.position, self._identity)
 
     def check_saveable(self) -> None:
         """Raises InputError if the position cannot be saved; better known before training than at a save."""
@@ -159,14 +169,7 @@ class Batches(Iterator[Batch]):
 
         Raises InputError if that was in other data: TensorFlow would go on with the files of before.
         """
-        about = json.loads(path.with_suffix(".json").read_text())
-        before = about["identity"]
-        changed = [name for name in before | self._identity if before.get(name) != self._identity.get(name)]
-        if changed:
-            raise InputError(
-                f"{path} is a position in other data, since {' and '.join(changed)} changed: bring back what "
-                "was there when the run began, or start in another --model-dir."
-            )
+        position = positions.read(path, self._identity)
         try:
             tf.train.Checkpoint(iterator=self._iterator).read(str(path)).assert_consumed()
         except tf.errors.NotFoundError as error:
@@ -179,23 +182,13 @@ class Batches(Iterator[Batch]):
                 "TFDS_DATA_DIR of before, if it lies in one), or start in another --model-dir."
             ) from error
         self._started = True
-        self.position = about["position"]
+        self.position = position
 
 
 def _padded(value: np.ndarray, rows: int) -> np.ndarray:
     """The last batch of a finite split, filled up with rows of padding, which carry no loss."""
     missing = rows - value.shape[0]
     return np.pad(value, ((0, missing), (0, 0))) if missing else value
-
-
-def batch_hash(batch: Batch) -> str:
-    """64 bits that tell batches apart: BLAKE2b over names, shapes and bytes of all features."""
-    digest = hashlib.blake2b(digest_size=8)
-    for name in sorted(batch):
-        value = np.ascontiguousarray(batch[name])
-        digest.update(f"{name}{value.dtype}{value.shape}".encode())
-        digest.update(value.data)
-    return digest.hexdigest()
 
 
 def to_devices(batch: Batch, mesh: jax.sharding.Mesh, rules: sharding.Rules) -> dict[str, jax.Array]:

@@ -1,7 +1,8 @@
 """A run, as one frozen value: everything that decides what is computed."""
 
 import dataclasses
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 
 import seqio
 
@@ -26,6 +27,9 @@ class RunConfig:
     batch_size: examples a step, over all devices and processes.
     pack: several short examples to a row, kept apart by segment ids.
     use_cached: read the task's SeqIO cache instead of tokenizing on the fly.
+    stores: directories that `pretrain cache` made of the task, to train from in place of the stream; any
+        number of processes reads the same batches from them. None streams the task.
+    store_rates: how often each store is read, relative to the others; None is in proportion to their tokens.
     shuffle_buffer: examples held back to shuffle; part of every checkpoint, so exact but not free.
     eval_batches: batches of `eval_split` an evaluation reads; None reads it whole.
     keep_checkpoints: the newest so many stay, and every multiple of `keep_period` steps for ever.
@@ -45,6 +49,8 @@ class RunConfig:
     seed: int = 0
     pack: bool = False
     use_cached: bool = False
+    stores: Sequence[str | os.PathLike] | None = None
+    store_rates: Sequence[float] | None = None
     shuffle_buffer: int = 1000
     train_split: str = "train"
     eval_split: str = "validation"
@@ -91,6 +97,10 @@ class RunConfig:
                 raise InputError(
                     f"RunConfig.{name} is {getattr(self, name)!r}; give a {wanted}, such as {example}."
                 )
+        if isinstance(self.stores, str | os.PathLike) or (self.stores is not None and not self.stores):
+            raise InputError(
+                f"RunConfig.stores is {self.stores!r}; give a list of directories, such as ['/data/c4']."
+            )
         if self.objective.family != self.model.family:
             raise InputError(
                 f"RunConfig.objective {type(self.objective).__name__} is of the {self.objective.family} "

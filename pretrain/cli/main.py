@@ -18,6 +18,8 @@ COMMANDS = {
     "evaluate": "Loss, accuracy, perplexity and bits per byte on a split.",
     "generate": "Infill (T5) or continue (decoders) a prompt.",
     "inspect": "Show the examples a run feeds its model.",
+    "verify-resume": "Prove that a run survives kills bit for bit.",
+    "cache": "Tokenize a corpus once, into an indexed store.",
     "benchmark": "Measure the speed of a run's step and loop.",
 }
 
@@ -31,7 +33,7 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        return importlib.import_module(f"pretrain.cli.{cmd_name}").command
+        return importlib.import_module(f"pretrain.cli.{cmd_name.replace('-', '_')}").command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

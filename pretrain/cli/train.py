@@ -44,7 +44,7 @@ def command(
     from pretrain import config
     from pretrain.checkpointing import NotSaved
     from pretrain.cli.console import ConsoleObserver
-    from pretrain.training import loop, model_dirs
+    from pretrain.training import loop, model_dirs, records
     from pretrain.training.stopping import Stop
     from pretrain.training.watchdog import Watchdog
 
@@ -65,7 +65,7 @@ def command(
     try:
         with Stop() as stop, Watchdog(stall_seconds, ends=end_on_stall) as watchdog:
             last = loop.train(run, text, model_dir, observer, stop, watchdog=watchdog, skip_steps=skipped)
-    except (loop.Diverged, NotSaved) as error:
+    except (loop.Diverged, NotSaved, records.NotWritten) as error:
         observer.stop()
         kept = _what_is_left(model_dirs.latest_step(model_dir))
         click.echo(f"pretrain: {error} {kept}; {ADVICE[type(error).__name__]}.", err=True)
@@ -81,6 +81,7 @@ def command(
 ADVICE = {
     "Diverged": "lower the learning rate or clip_norm, or look at the data of that step",
     "NotSaved": "make room or mend the disk, then run the same command again",
+    "NotWritten": "make room or mend the disk, then run the same command again",
 }
 
 

@@ -1,8 +1,9 @@
-"""One run as several processes: they meet before anything is computed, and leave together."""
+"""One run as several processes: they meet before anything is computed, agree, and leave together."""
 
 import atexit
 import contextlib
 import dataclasses
+import hashlib
 import os
 import socket
 import sys
@@ -10,6 +11,8 @@ import threading
 from collections.abc import Iterator
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from pretrain.errors import InputError
 
@@ -65,7 +68,11 @@ def joined(place: Place | None, timeout: float = TIMEOUT) -> Iterator[None]:
         yield
         return
     _only_the_first_prints(place)
-    start(place, timeout)
+    try:
+        start(place, timeout)
+    except InputError:
+        atexit.register(_end, 2)  # without JAX's own end, which is not made for a meeting that was none
+        raise
     try:
         yield
     except BaseException as error:
@@ -85,7 +92,6 @@ def start(place: Place, timeout: float = TIMEOUT) -> None:
     meeting.start()
     meeting.join(timeout)
     if meeting.is_alive():
-        atexit.register(_end, 2)  # without JAX's own end of a meeting that was none
         raise InputError(_who_is_missing(place, timeout))
     if failures:
         raise InputError(
@@ -144,3 +150,28 @@ def _end(code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def on_any(flag: bool) -> bool:
+    """Whether `flag` is true on some process. All of them must call it."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+
+
+def sync(reason: str) -> None:
+    """Returns when all processes are here, with the same `reason`."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(reason)
+
+
+def refuse_difference(what: str, value: str) -> None:
+    """Raises InputError on every process unless all have the same `value`. All of them must call it."""
+    if jax.process_count() == 1:
+        return
+    digest = np.frombuffer(hashlib.blake2b(value.encode(), digest_size=8).digest(), np.uint8)
+    digests = multihost_utils.process_allgather(digest)
+    if others := [index for index, each in enumerate(digests) if (each != digests[0]).any()]:
+        raise InputError(
+            f"{what} of process {others[0]} differ from those of process 0: start all with the same."
+        )

@@ -103,6 +103,16 @@ def named(mesh: jax.sharding.Mesh, rules: Rules, axes: Sequence[str | None]) -> 
     return NamedSharding(mesh, rules.spec(axes))
 
 
+def local_rows(batch_size: int) -> list[int]:
+    """Which rows of a global batch the devices of this process hold, under the current layout."""
+    rules = _rules.get()
+    if rules is None or jax.process_count() == 1:
+        return list(range(batch_size))
+    layout = named(jax.sharding.get_mesh(), rules, ("batch",))
+    parts = layout.addressable_devices_indices_map((batch_size,)).values()
+    return sorted({row for part in parts if part for row in range(batch_size)[part[0]]})
+
+
 def check_divides(shape: Sequence[int], axes: Sequence[str | None]) -> None:
     """Raises InputError if a dimension of `shape` cannot be cut evenly as the rules say."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 
 from pretrain import checkpointing, evaluation, metrics, pipeline
 from pretrain.checkpointing import Checkpoints
+from pretrain.fingerprint import hexadecimal
 from pretrain.parallel import sharding
 from pretrain.run import RunConfig
 from pretrain.training import hardware, loading, model_dirs, records, skips, state, step
@@ -144,7 +145,7 @@ def _train(
         for at in range(done + 1, run.steps + 1):
             watchdog.doing(f"step {at}, or for the one before it to end")
             train_state, sums = programs.train_step(train_state, pipeline.to_devices(batch, mesh, run.rules))
-            window.push(at, sums, batches.position - 1, pipeline.batch_hash(batch))
+            window.push(at, sums, batches.position - 1)
             leaving = stop(at) or at == run.steps
             saving = at % run.checkpoint_period == 0 or leaving
             if at % run.log_period == 0 or saving:  # a window ends where a run may begin again
@@ -218,7 +219,7 @@ class Window:
         self._flops = facts.flops_per_step
         peak = run.peak_flops or hardware.peak_flops(device)
         self._peak = peak * jax.device_count() if peak else None
-        self._pending: tuple[int, Any, int, str] | None = None
+        self._pending: tuple[int, Any, int] | None = None
         self._open()
 
     def _open(self) -> None:
@@ -228,13 +229,13 @@ class Window:
         self._began = time.perf_counter()
         self._pause = 0.0
 
-    def push(self, at: int, sums: Mapping[str, jax.Array], batch: int, batch_hash: str) -> None:
+    def push(self, at: int, sums: Mapping[str, jax.Array], batch: int) -> None:
         """Takes the sums of step `at`, which may still be running, and reads those of the step before.
 
-        batch, batch_hash: position and hash of what the step was fed.
+        batch: the position of what the step was fed.
         """
         self.drain()
-        self._pending = (at, sums, batch, batch_hash)
+        self._pending = (at, sums, batch)
 
     def drain(self) -> None:
         """Waits for the newest step, reads its sums and writes its line of the ledger.
@@ -243,8 +244,10 @@ class Window:
         """
         if self._pending is None:
             return
-        (at, sums, batch, batch_hash), self._pending = self._pending, None
-        values = {name: float(value) for name, value in jax.device_get(sums).items()}
+        (at, sums, batch), self._pending = self._pending, None
+        read = jax.device_get(sums)
+        batch_hash = hexadecimal(read.pop("batch_hash"))
+        values = {name: float(value) for name, value in read.items()}
         if self._compiling:
             self._compiling, self._began, self._pause = False, time.perf_counter(), 0.0
         else:

@@ -1,5 +1,6 @@
 """The files of a model dir that people and tools read: metrics.jsonl, ledger.jsonl, tensorboard/."""
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping
@@ -16,6 +17,10 @@ def read(path: Path) -> list[dict]:
     """The objects of a .jsonl file that a run wrote, without a last line cut short."""
     lines = path.read_text().splitlines() if path.exists() else []
     return [json.loads(line) for line in lines if _step(line) < math.inf]
+
+
+class NotWritten(RuntimeError):
+    """The disk is full, or fails."""
 
 
 class Lines:
@@ -35,14 +40,20 @@ class Lines:
         temporary.replace(self.path)
 
     def write(self, step: int, **fields: Any) -> None:
-        if self._file is None:
-            self._file = self.path.open("a")
-        self._file.write(json.dumps({"step": step, **fields}) + "\n")
-        self._file.flush()
+        try:
+            if self._file is None:
+                self._file = self.path.open("a")
+            self._file.write(json.dumps({"step": step, **fields}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise NotWritten(
+                f"{self.path} could not be written after step {step} ({error.strerror})."
+            ) from error
 
     def close(self) -> None:
         if self._file:
-            self._file.close()
+            with contextlib.suppress(OSError):  # a line that could not be written was said then
+                self._file.close()
 
 
 def _step(line: str) -> float:

@@ -11,6 +11,7 @@ from flax import nnx
 
 from pretrain.bad_steps import BadSteps
 from pretrain.data.vocabulary import token_bytes
+from pretrain.fingerprint import batch_hash
 from pretrain.objectives.base import Objective
 from pretrain.parallel import sharding
 from pretrain.run import RunConfig
@@ -77,7 +78,8 @@ def make_train_step(
 ) -> TrainStep:
     """(state, batch) -> (state, sums). The gradient is that of the summed loss, divided once by the summed
     weight of the global batch; the sums also hold the `gradient_norm` before clipping,
-    the `parameter_norm` after the update, the `learning_rate` of the update, and whether the step is `bad`.
+    the `parameter_norm` after the update, the `learning_rate` of the update, whether the step is `bad`
+    and the `batch_hash`, uint32 [2], of what it was fed.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
@@ -98,7 +100,7 @@ def make_train_step(
         if bad_steps.then == "skip":
             old = (state.params, state.opt_state)
             params, opt_state = jax.tree.map(lambda x, y: jnp.where(bad, x, y), old, (params, opt_state))
-        sums["bad"] = bad.astype(jnp.float32)
+        sums["bad"], sums["batch_hash"] = bad.astype(jnp.float32), batch_hash(batch)
         sums["parameter_norm"] = optax.tree.norm(params)
         return TrainState(state.step + 1, params, opt_state, state.key, recent), sums
 

@@ -60,7 +60,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     assert trained() == [3]
 
 
-def test_an_interrupt_saves_and_the_run_goes_on_from_there(call, text):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_the_run_goes_on_from_there(call, text, number):
     """The text has a line that is not UTF-8, which is mended and counted on the way."""
     text.write_bytes(text.read_bytes() + b"\nbad \xff\n")
     arguments = ["train", Path("causal.gin").absolute(), "--model-dir", Path("model").absolute()]
@@ -75,7 +76,7 @@ def test_an_interrupt_saves_and_the_run_goes_on_from_there(call, text):
     )
     while process.poll() is None and len(trained()) < 3:
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert "a second signal ends the run at once" in err

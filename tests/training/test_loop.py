@@ -9,6 +9,7 @@ from pretrain import pipeline
 from pretrain.bad_steps import BadSteps
 from pretrain.checkpointing import Checkpoints, NotSaved
 from pretrain.errors import InputError
+from pretrain.fingerprint import batch_hash, hexadecimal
 from pretrain.parallel import sharding
 from pretrain.parallel.mesh import MeshConfig
 from pretrain.training import loop, model_dirs, step
@@ -23,15 +24,19 @@ def train(tmp_path, watcher):
     return run
 
 
+def hash_of(batch) -> str:
+    return hexadecimal(batch_hash(batch))
+
+
 def poison(monkeypatch, run, positions) -> None:
     """What these batches of the run are charged is not a number."""
     stream = pipeline.batches(run)
-    hashes = [pipeline.batch_hash(next(stream)) for _ in range(max(positions) + 1)]
+    hashes = [hash_of(next(stream)) for _ in range(max(positions) + 1)]
     bad = {hashes[position] for position in positions}
     place = pipeline.to_devices
 
     def placed(batch, mesh, rules):
-        if pipeline.batch_hash(batch) in bad:
+        if hash_of(batch) in bad:
             weights = batch["decoder_loss_weights"]
             batch = {**batch, "decoder_loss_weights": np.full_like(weights, np.nan)}
         return place(batch, mesh, rules)
