@@ -27,6 +27,7 @@ setup(
         "gin-config>=0.5,<0.6",
         "numpy>=2,<3",
         "sentencepiece>=0.2,<0.3",
+        "array_record>=0.8,<0.9",
         "click>=8.1,<9",
         "rich>=13,<16",
         "tensorboard>=2.20,<2.22",

@@ -16,8 +16,7 @@ import tensorflow as tf
 
 from pretrain import positions
 from pretrain.data import vocabulary as vocabularies
-from pretrain.data.order import Mix, shuffled
-from pretrain.data.order import _hashed as hashed
+from pretrain.data.order import Mix, hashed, shuffled
 from pretrain.data.store import Store
 from pretrain.errors import InputError
 from pretrain.objectives.base import Objective

@@ -90,11 +90,11 @@ def identity(run: RunConfig, split: str) -> dict[str, str]:
     parts = {"the vocabulary": vocabularies.fingerprint(run.vocabulary())}
     for task in corpus.tasks if isinstance(corpus, seqio.Mixture) else [corpus]:
         if split in task.splits:
-            parts[f"the {split} data of task {task.name!r}"] = _identity_of_source(task.source, split)
+            parts[f"the {split} data of task {task.name!r}"] = identity_of_source(task.source, split)
     return parts
 
 
-def _identity_of_source(source: seqio.DataSource, split: str) -> str:
+def identity_of_source(source: seqio.DataSource, split: str) -> str:
     if hasattr(source, "identity"):
         return source.identity(split)
     names = [os.path.basename(path) for path in source.list_shards(split)]

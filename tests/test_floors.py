@@ -26,7 +26,7 @@ FLOORS = {
     "pretrain.run": 4,
     "pretrain.positions": 1,
     "pretrain.workers": 1,
-    "pretrain.caching": 5,
+    "pretrain.caching": 2,
     "pretrain.indexed": 5,
     "pretrain.pipeline": 6,
     "pretrain.checkpointing": 7,
@@ -59,6 +59,9 @@ NEVER = {
     "pretrain.losses": {"tensorflow", "seqio"},
     "pretrain.metrics": {"tensorflow", "seqio", "jax"},
     "pretrain.training.state": {"tensorflow", "seqio"},
+    "pretrain.data.store": {"tensorflow", "seqio", "tensorflow_datasets", "jax", "flax", "optax", "orbax"},
+    "pretrain.data.manifest": {"tensorflow", "seqio", "tensorflow_datasets", "jax", "flax", "optax", "orbax"},
+    "pretrain.data.order": {"tensorflow", "seqio", "tensorflow_datasets", "jax", "flax", "optax", "orbax"},
 }
 MODULES = sorted(path for top in ("pretrain", "tasks") for path in (ROOT / top).rglob("*.py"))
 

@@ -77,7 +77,7 @@ def command(
             corpus,
             out,
             splits=splits.split(",") if splits else list(corpus.splits),
-            identity=functools.partial(pipeline._identity_of_source, corpus.source),
+            identity=functools.partial(pipeline.identity_of_source, corpus.source),
             block_tokens=block_tokens or caching.BLOCK_TOKENS,
             num_workers=workers or os.cpu_count() or 1,
             start=functools.partial(start_worker, task, gin_flags),

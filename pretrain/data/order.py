@@ -63,8 +63,8 @@ def _permuted(cell: np.ndarray, height: int, width: int, keys: Sequence[int]) ->
     """Permutes the cells of a rectangle, uint64: in turn, row and column move by a hash of the other."""
     row, column = np.divmod(cell, np.uint64(width))
     for key in range(0, len(keys), 2):
-        row = (row + _hashed(column ^ np.uint64(keys[key])) % np.uint64(height)) % np.uint64(height)
-        column = (column + _hashed(row ^ np.uint64(keys[key + 1])) % np.uint64(width)) % np.uint64(width)
+        row = (row + hashed(column ^ np.uint64(keys[key])) % np.uint64(height)) % np.uint64(height)
+        column = (column + hashed(row ^ np.uint64(keys[key + 1])) % np.uint64(width)) % np.uint64(width)
     return row * np.uint64(width) + column
 
 
@@ -76,10 +76,10 @@ def _keys(seed: int, epoch: int) -> tuple[int, ...]:
 
 
 def _hash(value: int) -> int:
-    return int(_hashed(np.array([value], np.uint64))[0])
+    return int(hashed(np.array([value], np.uint64))[0])
 
 
-def _hashed(value: np.ndarray) -> np.ndarray:
+def hashed(value: np.ndarray) -> np.ndarray:
     """The finalizer of SplitMix64, uint64: each bit of the result depends on each bit of the value."""
     value = value + np.uint64(_GOLDEN)  # without it 0 stays 0
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
