@@ -85,6 +85,10 @@ def joined(place: Place | None, timeout: float = TIMEOUT) -> Iterator[None]:
 
 def start(place: Place, timeout: float = TIMEOUT) -> None:
     """Returns when all processes have come. Raises InputError if they have not after `timeout` seconds."""
+    if place.process == 0 and _is_taken(place.port):
+        raise InputError(
+            f"--coordinator is {place.coordinator}, but another program is at that port: take another."
+        )
     # JAX aborts the process when its own time is up: it gets more of it, and this thread looks at the clock.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     failures: list[Exception] = []
@@ -96,8 +100,19 @@ def start(place: Place, timeout: float = TIMEOUT) -> None:
     if failures:
         raise InputError(
             f"Process {place.process} of {place.processes} cannot be started with --coordinator "
-            f"{place.coordinator} ({failures[0]}): is another program at that port?"
+            f"{place.coordinator} ({failures[0]}): give an address and a port that all can reach."
         ) from failures[0]
+
+
+def _is_taken(port: int) -> bool:
+    """Whether somebody listens there already, which JAX's service may end with a crash."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return True
+    return False
 
 
 def _meet(place: Place, timeout: float, failures: list[Exception]) -> None:
