@@ -4,6 +4,7 @@ import os
 import random
 import re
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -281,6 +282,14 @@ def test_moments_are_read_off_the_model_dir(tmp_path, place):
     assert sight.look() == ("save", 8)
 
 
+def test_the_last_step_is_evaluated_whatever_the_period(tmp_path, place):
+    sight = Sight(tmp_path / "model", config.load("run.gin", ["eval_period = 7"]))
+    (tmp_path / "model").mkdir()
+    for step, moment in ((13, "step"), (14, "evaluation"), (16, "evaluation")):
+        (tmp_path / "model" / "ledger.jsonl").write_text(f'{{"step": {step}}}\n')
+        assert sight.look() == (moment, step)
+
+
 def test_a_new_model_dir_starts(tmp_path, place):
     sight = Sight(tmp_path / "none", config.load("run.gin"))
     assert sight.look() == ("start", 0)
@@ -357,6 +366,7 @@ def call(monkeypatch, capfd, place):
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["pretrain", "verify-resume", "run.gin", *arguments])
         monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setattr(tempfile, "tempdir", str(place))
         capfd.readouterr()
         try:
             main.main()
@@ -410,9 +420,7 @@ def test_runs_that_differ_are_kept_and_named(call, monkeypatch):
     assert "Not the same run: batches differ" in out
     assert "step 5: batch is 4, then 0" in out
     assert "came to its end before 2 of 4 kills" in out
-    kept = Path(re.search(r"Both runs are in (\S+)\.$", out, re.M)[1])
-    assert kept.is_dir()
-    kept.rmdir()
+    assert Path(re.search(r"Both runs are in (\S+)\.$", out, re.M)[1]).is_dir()
 
 
 def test_a_run_that_fails_exits_with_1(call, monkeypatch):
@@ -433,8 +441,7 @@ def test_a_run_that_fails_exits_with_1(call, monkeypatch):
         (["--kills", "0"], "--kills"),
     ],
 )
-def test_what_cannot_be_verified_is_refused(call, arguments, said, place, monkeypatch):
-    monkeypatch.setenv("TMPDIR", str(place))
+def test_what_cannot_be_verified_is_refused(call, arguments, said, place):
     before = sorted(os.listdir(place))
     code, out, err = call(*arguments)
     assert (code, out) == (2, "")
