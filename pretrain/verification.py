@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -64,7 +65,7 @@ class Report:
 class Observer(Protocol):
     """Who is told what happens; the command line draws it."""
 
-    def launched(self, what: str) -> None: ...
+    def began(self, what: str) -> None: ...
     def reached(self, step: int) -> None: ...
     def killed(self, kill: Kill) -> None: ...
 
@@ -92,13 +93,13 @@ def verify(
         command = [*program, "train", *arguments, "--model-dir", str(model_dir)]
         return Launch(command, processes, directory / "logs" / f"{model_dir.name}-{number}")
 
-    observer.launched("the run that nobody kills")
+    observer.began("the run that nobody kills")
     with launch(straight, 1) as launched:
         pace = _watched(launched, Sight(straight, run), observer)
     done: list[Kill] = []
     while latest_step(killed) < run.steps:
         sight = Sight(killed, run)
-        observer.launched(f"launch {len(done) + 1} of the run that is killed")
+        observer.began(f"launch {len(done) + 1} of the run that is killed")
         with launch(killed, len(done) + 1) as launched:
             if len(done) == kills:
                 _watched(launched, sight, observer)
@@ -108,6 +109,7 @@ def verify(
         if kill:
             done.append(kill)
             observer.killed(kill)
+    observer.began("comparing")
     return Report(done, compare(straight, killed, run.steps))
 
 
@@ -118,6 +120,16 @@ def check(run: RunConfig) -> None:
             f"RunConfig.checkpoint_period is {run.checkpoint_period} and steps is {run.steps}, so there is "
             f"nothing to resume from before the end: give --gin.checkpoint_period={max(run.steps // 4, 1)}."
         )
+
+
+def new_directory(given: Path | None) -> Path:
+    """`given`, made if it must be, or a temporary directory. Raises InputError if something is in it."""
+    if given is None:
+        return Path(tempfile.mkdtemp(prefix="verify-resume-"))
+    if given.exists() and (not given.is_dir() or any(given.iterdir())):
+        raise InputError(f"--work-dir {given} is not an empty directory; give a new one.")
+    given.mkdir(parents=True, exist_ok=True)
+    return given
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import os
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 # Most of a small test is XLA compiling; what it computes does not need to be fast.
 os.environ.setdefault(
@@ -15,6 +15,12 @@ import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_platforms", "cpu")
+
+
+def pytest_make_parametrize_id(config, val, argname):
+    """Bytes in a name of a test hide the rest, and pytest-xdist needs the same names in each worker."""
+    return argname if isinstance(val, bytes) else None
+
 
 VOCAB, BATCH, INPUTS, TARGETS = 64, 8, 24, 16
 

@@ -61,10 +61,10 @@ class Watcher:
     """An observer that remembers."""
 
     def __init__(self):
-        self.launches, self.kills, self.steps = [], [], []
+        self.phases, self.kills, self.steps = [], [], []
 
-    def launched(self, what):
-        self.launches.append(what)
+    def began(self, what):
+        self.phases.append(what)
 
     def reached(self, step):
         self.steps.append(step)
@@ -107,6 +107,7 @@ def verify(place: Path, run_file: str = "run.gin", settings: tuple[str, ...] = (
     watcher = Watcher()
     report = verification.verify(run, [run_file, *flags], place, watcher, **options)
     assert watcher.kills == list(report.kills)
+    assert len(watcher.phases) == 1 + len(report.kills) + 1 + 1
     assert max(watcher.steps) <= run.steps
     return report
 
@@ -391,7 +392,7 @@ def test_equal_runs_are_shown_and_removed(call, given, monkeypatch, place):
     def verified(run, arguments, directory, observer, **options):
         seen.append((directory, arguments, options))
         (directory / "straight").mkdir()
-        observer.launched("the run that nobody kills")
+        observer.began("the run that nobody kills")
         observer.killed(EQUAL.kills[0])
         return EQUAL
 

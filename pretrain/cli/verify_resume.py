@@ -3,7 +3,6 @@
 import shutil
 import signal
 import sys
-import tempfile
 from pathlib import Path
 
 import click
@@ -46,7 +45,7 @@ def command(
 
     run = config.load(run_file, options.bindings(gin_flags))
     verification.check(run)
-    directory = _directory(work_dir)
+    directory = verification.new_directory(work_dir)
     console = Console(highlight=False, markup=False)
     jax.config.update("jax_platforms", "cpu")  # accelerators are for the runs, which this process only reads
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the runs are ended too
@@ -66,16 +65,6 @@ def command(
         console.print(f"Both runs are in {directory}.", soft_wrap=True)
         sys.exit(1)
     _remove(directory, work_dir)
-
-
-def _directory(given: Path | None) -> Path:
-    """`given`, made if it must be, or a temporary directory."""
-    if given is None:
-        return Path(tempfile.mkdtemp(prefix="verify-resume-"))
-    if given.exists() and (not given.is_dir() or any(given.iterdir())):
-        raise InputError(f"--work-dir {given} is not an empty directory; give a new one.")
-    given.mkdir(parents=True, exist_ok=True)
-    return given
 
 
 def _remove(directory: Path, given: Path | None) -> None:

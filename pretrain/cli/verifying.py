@@ -31,7 +31,7 @@ class ConsoleObserver:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def launched(self, what: str) -> None:
+    def began(self, what: str) -> None:
         self._bar.reset(self._task, description=what, total=self._steps)
         if not self._console.is_terminal:
             self._console.print(what)
@@ -68,4 +68,5 @@ def show(console: Console, report: Report, asked: int) -> None:
             f"Not the same run: {', '.join(different)} differ. The first run is the one not killed."
         )
     else:
-        console.print(f"The same run, bit for bit, through {len(report.kills)} kills.")
+        times = len(report.kills)
+        console.print(f"The same run, bit for bit, through {times} kill{'s' if times != 1 else ''}.")
