@@ -2,6 +2,9 @@
 
 from setuptools import find_packages, setup
 
+# Beam 2.77 needs protobuf < 7, and sentencepiece 0.2.3 needs protobuf 7.
+BEAM = ["apache-beam>=2.77,<2.80", "sentencepiece==0.2.2"]
+
 setup(
     name="pretrain",
     version="0.1.0",
@@ -35,7 +38,9 @@ setup(
     extras_require={
         "gpu": ["jax[cuda13]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],
+        "beam": BEAM,
         "test": [
+            *BEAM,
             "pytest>=8,<10",
             "pytest-xdist>=3.6,<4",
             "ruff>=0.14,<1",

@@ -8,6 +8,7 @@ import functools
 import json
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -39,6 +40,7 @@ MAX_SHARDS = 256  # so that a reader can keep them all open under the usual limi
 MIN_SHARD_BYTES = 16 * 2**20  # of source: to start on a shard takes as long as to tokenize 1 or 2 MB
 _TOKENS_AT_ONCE = 2**16
 _SECONDS_BETWEEN_REPORTS = 0.5
+_BUILDING = threading.Lock()  # SeqIO keeps the seed of the task that is being built in a global
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,7 +116,7 @@ class Progress:
         documents, num_documents: the same; None where the source does not know.
         new_shards, new_tokens: made by this command.
         seconds: since it began.
-        worker_seconds: that the workers took for `new_tokens`, summed over them.
+        worker_seconds: that the workers took for `new_tokens`, summed over them; 0 for other machines.
     """
 
     shards: int
@@ -154,6 +156,7 @@ def cache(
     block_tokens: int = BLOCK_TOKENS,
     num_workers: int = 1,
     start: Callable[[], workers.Work] | None = None,
+    elsewhere: Callable[[Sequence[Job]], None] | None = None,
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> tuple[Manifest, Progress]:
     """Writes a store of a corpus, or what is missing of it.
@@ -166,13 +169,15 @@ def cache(
         block_tokens: tokens in a block.
         num_workers: how many processes share the work; one does it here.
         start: for several, what `workers.run` calls in each: it returns `maker(task)`.
+        elsewhere: has jobs done on other machines, which share the directory, instead of here.
         report: called a few times a second.
 
     Returns:
         What the store holds, and what this command did for it.
 
     Raises:
-        InputError: the task is no corpus, or the directory holds something else or cannot be written to.
+        InputError: the task is no corpus, or the directory holds something else, cannot be written to, or is
+            not the one that `elsewhere` wrote to.
     """
     _check_corpus(task, splits)
     wanted = settings_of(task, {split: identity(split) for split in splits}, block_tokens)
@@ -192,13 +197,28 @@ def cache(
         report(progress)
         # To start a process takes longer than to make the only shard of a small split.
         count = min(num_workers, len(todo), max(split.num_shards for split in wanted.splits.values()))
-        if start and count > 1:
+        if elsewhere and todo:
+            elsewhere(todo)
+            for made in map(_made_elsewhere, todo):
+                progress = progress.and_made(made, time.monotonic() - began)
+            report(progress)
+        elif start and count > 1:
             workers.run(todo, start, count, receive)
         elif todo:
             make = maker(task)
             for job in todo:
                 make(job, receive)
         return finish(directory, _with_shards(wanted, jobs)), progress
+
+
+def _made_elsewhere(job: Job) -> Made:
+    shard = job.finished()
+    if shard is None:
+        raise InputError(
+            f"A worker made {job.name}, and {job.directory} does not have it: take an --out that is the same "
+            "directory on all machines, or, if it is, run the same `pretrain cache` again."
+        )
+    return Made(documents=shard.documents, tokens=shard.tokens, seconds=0.0, finished=True)
 
 
 def _with_shards(settings: Manifest, jobs: Sequence[Job]) -> Manifest:
@@ -221,6 +241,8 @@ def maker(task: seqio.Task) -> workers.Work:
 
 
 def _make(task: seqio.Task, bytes_of: np.ndarray, job: Job, report: Callable[[Made], None]) -> None:
+    if job.finished():
+        return  # Beam does all jobs of a worker again when it loses it
     documents = tokens = 0
     since = time.monotonic()
 
@@ -244,16 +266,17 @@ def _make(task: seqio.Task, bytes_of: np.ndarray, job: Job, report: Callable[[Ma
 
 def _stream(task: seqio.Task, job: Job) -> Iterator[np.ndarray]:
     """The documents of a shard end to end, END after each, int32 [n]."""
-    dataset = task.get_dataset(
-        sequence_length=None,
-        split=job.split,
-        shuffle=False,
-        seed=0,
-        shard_info=seqio.ShardInfo(job.index, job.num_shards),
-        num_epochs=1,
-        use_cached=False,
-        try_in_mem_cache=False,
-    )
+    with _BUILDING:
+        dataset = task.get_dataset(
+            sequence_length=None,
+            split=job.split,
+            shuffle=False,
+            seed=0,
+            shard_info=seqio.ShardInfo(job.index, job.num_shards),
+            num_epochs=1,
+            use_cached=False,
+            try_in_mem_cache=False,
+        )
     options = tf.data.Options()
     options.deterministic = True
     options.threading.private_threadpool_size = job.threads
@@ -321,6 +344,7 @@ def num_shards(source: seqio.DataSource, split: str) -> int:
 
 def _jobs(directory: Path, settings: Manifest, num_workers: int) -> list[Job]:
     threads = max(1, (os.cpu_count() or 1) // num_workers)
+    directory = directory.absolute()  # another process may be in another working directory
     return [
         Job(directory=directory, settings=settings, split=split, index=index, threads=threads)
         for split, holds in settings.splits.items()

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 
 from pretrain.errors import InputError
 from pretrain.fingerprint import fingerprint
 from pretrain.indexed import IndexedBatches
+from pretrain.parallel import processes
 from pretrain.pipeline import Batches as StreamedBatches
 from pretrain.trees import named_leaves
 
@@ -28,6 +27,8 @@ Batches = StreamedBatches | IndexedBatches
 
 DIRECTORY = "checkpoints"
 DAMAGED = "damaged"
+
+_fingerprint = jax.jit(fingerprint)
 
 
 class Damaged(RuntimeError):
@@ -90,7 +91,6 @@ class Checkpoints:
     ):
         self.directory = model_dir.resolve() / DIRECTORY
         self._damaged = model_dir.resolve() / DAMAGED
-        self._fingerprint = jax.jit(fingerprint)
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
@@ -113,7 +113,7 @@ class Checkpoints:
 
         The arrays go to disk in the background. Raises NotSaved if this save, or the one before, failed.
         """
-        sums = {name: int(value) for name, value in jax.device_get(self._fingerprint(state)).items()}
+        sums = {name: int(value) for name, value in jax.device_get(_fingerprint(state)).items()}
         with self._saving(step):
             begun = self._manager.save(
                 step,
@@ -155,8 +155,7 @@ class Checkpoints:
         if jax.process_index() == 0:
             self._damaged.mkdir(exist_ok=True)
             (self.directory / str(step)).rename(free_name(self._damaged / str(step)))
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"set aside {step}")
+        processes.sync(f"set aside {step}")
         self._manager.reload()
 
     def restore(self, step: int, abstract_state: Any, batches: Batches) -> Any:
@@ -219,7 +218,7 @@ class Checkpoints:
         """Raises ValueError if an array is not the one that was saved."""
         written = self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))
         expected: Mapping[str, int] = written["config"]["fingerprint"]
-        for name, value in jax.device_get(self._fingerprint(arrays)).items():
+        for name, value in jax.device_get(_fingerprint(arrays)).items():
             if expected[name] != int(value):
                 raise ValueError(f"{name} is not what was saved")
 
@@ -236,7 +235,7 @@ class Checkpoints:
             raise
         except Exception as error:
             failure = error
-        if _on_any_process(failure is not None):
+        if processes.on_any(failure is not None):
             reason = _first_line(failure) if failure else "another process cannot read it"
             raise Damaged(f"Checkpoint {self.directory / str(step)} is damaged ({reason}).") from failure
 
@@ -275,12 +274,6 @@ def free_name(path: Path) -> Path:
     """`path`, or with .1, .2, ... behind it where there is one already."""
     names = (path, *(path.with_name(f"{path.name}.{number}") for number in range(1, 10_000)))
     return next(name for name in names if not name.exists())
-
-
-def _on_any_process(flag: bool) -> bool:
-    if jax.process_count() == 1:
-        return flag
-    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
 def _first_line(error: Exception) -> str:

@@ -35,12 +35,12 @@ def compare(one: Path, other: Path, step: int) -> list[Comparison]:
     """
     both = (one, other)
     ledgers = [_named(read(model_dir / LEDGER)) for model_dir in both]
-    arrays = [_arrays(model_dir, step) for model_dir in both]
+    stored = [arrays(model_dir, step) for model_dir in both]
     found = [_compared("batches", ledgers, _difference_of_lines)]
     for what, kind in (("training figures", "train"), ("held-out figures", "eval")):
         found.append(_compared(what, [_figures(model_dir, kind) for model_dir in both], _difference_of_lines))
     for what, entry in (("parameters", "params"), ("optimizer state", "opt_state"), ("step and key", "")):
-        parts = [{name: x for name, x in each.items() if _entry(name) == entry} for each in arrays]
+        parts = [{name: x for name, x in each.items() if _entry(name) == entry} for each in stored]
         if any(parts) or entry != "opt_state":  # which some optimizers do not have
             found.append(_compared(what, parts, _difference_of_arrays))
     return found
@@ -71,7 +71,7 @@ def _named(lines: Iterable[dict]) -> dict[str, dict]:
     return names
 
 
-def _arrays(model_dir: Path, step: int) -> dict[str, np.ndarray]:
+def arrays(model_dir: Path, step: int) -> dict[str, np.ndarray]:
     """Every array of a checkpoint, as it is on disk; none if there is no such checkpoint."""
     path = model_dir.resolve() / DIRECTORY / str(step) / "state"
     if not path.exists():

@@ -11,6 +11,7 @@ from jax.experimental import multihost_utils
 from pretrain import metrics, pipeline
 from pretrain.data import rows
 from pretrain.data import vocabulary as vocabularies
+from pretrain.parallel import processes
 from pretrain.run import RunConfig
 from pretrain.training.state import Params
 from pretrain.training.step import EvalStep
@@ -38,15 +39,9 @@ def held_out(run: RunConfig, split: str | None = None) -> Iterator[pipeline.Batc
     stream = itertools.islice(itertools.chain([first], batches), run.eval_batches)
     while True:
         batch = next(stream, None)
-        if not _any_process(batch is not None):
+        if not processes.on_any(batch is not None):
             return
         yield padding if batch is None else batch
-
-
-def _any_process(flag: bool) -> bool:
-    if jax.process_count() == 1:
-        return flag
-    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
 def text_entropies(run: RunConfig) -> dict[str, float]:

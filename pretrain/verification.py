@@ -1,4 +1,4 @@
-"""Trains a run twice, the second time through SIGKILLs, and looks for any bit that differs.
+"""Trains a run twice, the second time through signals that end it, and looks for any bit that differs.
 
 The run is the real command, in processes of its own. What it is in the midst of is read off its model dir,
 as anybody can: the ledger grows by a line a step, Orbax's temporary directory is there while a checkpoint is
@@ -34,6 +34,7 @@ PROGRAM = (sys.executable, "-m", "pretrain.cli.main")
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that is being written
 POLL = 0.001  # seconds between two looks at a model dir
 GRACE = 20.0  # seconds for the other processes to end when one was killed
+PATIENCE = 300.0  # seconds for all to end when one was asked to
 
 
 class RunFailed(RuntimeError):
@@ -42,12 +43,21 @@ class RunFailed(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Kill:
-    """A SIGKILL: what it was aimed at, what it hit, the newest step in the ledger then, and whom it ended."""
+    """A signal that ended a launch.
+
+    aim, hit: the moment it was meant for, and the one it came in.
+    step: the newest in the ledger when all had ended.
+    whom: the processes that it was sent to.
+    resumes: the step of the newest checkpoint then; after SIGTERM it is `step`, or nothing was begun yet.
+    seconds: from the signal until all processes had ended.
+    """
 
     aim: Moment
     hit: Moment
     step: int
     whom: str
+    resumes: int
+    seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,18 +82,20 @@ class Observer(Protocol):
 
 def verify(
     run: RunConfig, arguments: Sequence[str], directory: Path, observer: Observer, *,
-    kills: int, processes: int = 1, seed: int = 0, program: Sequence[str] = PROGRAM,
+    kills: int, by: signal.Signals = signal.SIGKILL, processes: int = 1, seed: int = 0,
+    program: Sequence[str] = PROGRAM,
 ) -> Report:  # fmt: skip
     """Trains in `directory`/straight and, killed so many times, in `directory`/killed, and compares them.
 
     Args:
         arguments: of `pretrain train`, the run file and the settings that make `run`.
-        processes: of the run, on this machine's CPUs; a kill ends all of them or one.
+        by: SIGKILL, or SIGTERM, after which a run saves and ends by itself.
+        processes: of the run, on this machine's CPUs; a kill is for all of them or for one.
         seed: of when to kill, and whom.
 
     Raises:
         InputError: no kill could be resumed, or the run does not train.
-        RunFailed: the run ended with an error of its own.
+        RunFailed: the run ended with an error of its own, or did not save when it was asked to end.
     """
     check(run)
     rng = random.Random(seed)
@@ -105,7 +117,7 @@ def verify(
                 _watched(launched, sight, observer)
                 break
             aim = _aim(rng, run, sight.resumed_from, done, kills, pace, processes)
-            kill = _killed(launched, sight, aim, observer)
+            kill = _killed(launched, sight, aim, by, observer)
         if kill:
             done.append(kill)
             observer.killed(kill)
@@ -161,7 +173,7 @@ class Sight:
     """What a model dir shows of the run that is launched in it next, to someone who only reads files."""
 
     def __init__(self, model_dir: Path, run: RunConfig):
-        self._dir, self._eval_period, self._steps = model_dir, run.eval_period, run.steps
+        self.model_dir, self._eval_period, self._steps = model_dir, run.eval_period, run.steps
         self.resumed_from = latest_step(model_dir)
         self._left_behind = self._unfinished()
         self._old_ledger = _version(model_dir / LEDGER)
@@ -177,20 +189,22 @@ class Sight:
         if step == self.resumed_from:
             return "start", step
         if step % self._eval_period == 0 or step == self._steps:
-            lines = map(json.loads, _last_lines(self._dir / METRICS))
+            lines = map(json.loads, _last_lines(self.model_dir / METRICS))
             if not any(line["kind"] == "eval" and line["step"] == step for line in lines):
                 return "evaluation", step
         return "step", step
 
     def _step(self) -> int:
-        if _version(self._dir / LEDGER) == self._old_ledger:  # a run that goes on begins by writing it anew
+        if (
+            _version(self.model_dir / LEDGER) == self._old_ledger
+        ):  # a run that goes on begins by writing it anew
             return self.resumed_from
-        lines = _last_lines(self._dir / LEDGER)
+        lines = _last_lines(self.model_dir / LEDGER)
         return json.loads(lines[-1])["step"] if lines else self.resumed_from
 
     def _unfinished(self) -> set[tuple[str, int]]:
         """The checkpoints that are not whole, by name and inode."""
-        with contextlib.suppress(FileNotFoundError), os.scandir(self._dir / DIRECTORY) as found:
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.model_dir / DIRECTORY) as found:
             return {(each.name, each.inode()) for each in found if UNFINISHED in each.name}
         return set()
 
@@ -261,11 +275,19 @@ class Launch:
 
     def kill(self, indices: Iterable[int]) -> None:
         """Ends these with SIGKILL, if they have not ended."""
-        ended = [self._processes[index] for index in indices]
-        for process in ended:
-            process.send_signal(signal.SIGKILL)
-        for process in ended:
-            process.wait()
+        self.send(signal.SIGKILL, indices)
+        for index in indices:
+            self._processes[index].wait()
+
+    def send(self, number: signal.Signals, indices: Iterable[int]) -> None:
+        for index in indices:
+            self._processes[index].send_signal(number)
+
+    def check_left(self, early: bool) -> None:
+        """Raises RunFailed unless all ended well; early, SIGTERM may have ended what did not yet listen."""
+        well = {0, -signal.SIGTERM} if early else {0}
+        if not {process.poll() for process in self._processes} <= well:
+            raise self._failure()
 
     def wait(self, seconds: float) -> None:
         """Returns when all have ended, or the time is up."""
@@ -299,7 +321,9 @@ def _watched(launch: Launch, sight: Sight, observer: Observer) -> dict[Moment, f
     return shortest | {"step": sum(took["step"]) / max(step, 1)}
 
 
-def _killed(launch: Launch, sight: Sight, aim: Aim, observer: Observer) -> Kill | None:
+def _killed(
+    launch: Launch, sight: Sight, aim: Aim, by: signal.Signals, observer: Observer
+) -> Kill | None:  # fmt: skip
     """Kills as aimed; None if the run came to its end before.
 
     A moment that is over before its time is let go, and the next one is not given any.
@@ -311,11 +335,32 @@ def _killed(launch: Launch, sight: Sight, aim: Aim, observer: Observer) -> Kill 
         if moment == aim.moment and step >= aim.step:
             time.sleep(delay)
             if sight.look()[0] == aim.moment:
-                launch.kill(aim.whom)
-                hit, step = sight.look()
-                launch.wait(GRACE)
-                whom = "all" if len(aim.whom) == len(launch) else f"process {aim.whom[0]}"
-                return Kill(aim.moment, hit, step, whom)
+                return _kill(launch, sight, aim, by)
             delay = 0.0
         time.sleep(POLL)
     return None
+
+
+def _kill(launch: Launch, sight: Sight, aim: Aim, by: signal.Signals) -> Kill:
+    began = time.monotonic()
+    if by == signal.SIGKILL:
+        launch.kill(aim.whom)
+        hit, step = sight.look()
+        launch.wait(GRACE)
+    else:
+        hit, _ = sight.look()
+        launch.send(by, aim.whom)
+        launch.wait(PATIENCE)
+        launch.check_left(early=hit == "start")
+        step = sight.look()[1]
+    kill = Kill(
+        aim.moment,
+        hit,
+        step,
+        whom="all" if len(aim.whom) == len(launch) else f"process {aim.whom[0]}",
+        resumes=latest_step(sight.model_dir),
+        seconds=time.monotonic() - began,
+    )
+    if by == signal.SIGTERM and kill.resumes != step:
+        raise RunFailed(f"Asked to end, the run made step {step} and saved step {kill.resumes}.")
+    return kill

@@ -1,6 +1,7 @@
 """Every test runs on 8 simulated CPU devices, so that sharded and plain programs meet in one process."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
@@ -13,6 +14,9 @@ import jax
 import numpy as np
 import pytest
 
+# Many tests train the same small runs: what one compiles serves all workers, and the next time.
+jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".pytest_cache" / "compiled"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_platforms", "cpu")
 

@@ -2,6 +2,8 @@
 
 import hashlib
 import shutil
+import time
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
@@ -236,6 +238,67 @@ def test_an_unfinished_store_of_another_vocabulary_is_refused_too(source, whole)
     (whole / SETTINGS).unlink()
     with pytest.raises(InputError, match="is not empty and no store"):
         cache(corpus_task("lines", source), whole)
+
+
+def test_shards_may_be_made_elsewhere(task, whole, tmp_path, monkeypatch):
+    """What is not there is given away at once; a job that is given twice is done once."""
+    directory, given, seen = Path("store"), [], []
+    monkeypatch.chdir(tmp_path)
+
+    def elsewhere(jobs):
+        given.extend(jobs)
+        for job in [*jobs, *jobs]:
+            caching.maker(task)(job, lambda made: seen.append(made.finished))
+
+    cache(task, directory, ["validation"])
+    _, progress = cache(task, directory, elsewhere=elsewhere)
+    assert [job.split for job in given] == ["train"] * FILES["train"] == ["train"] * sum(seen)
+    assert all(job.directory.is_absolute() for job in given)
+    assert (progress.shards, progress.new_shards) == (SHARDS, FILES["train"])
+    assert progress.new_tokens == Store.open(whole, "train").tokens
+    assert {name: digest for name, digest in files(whole).items() if "-of-" in name}.items() <= files(
+        directory
+    ).items()
+    assert cache(task, directory, elsewhere=given.append)[1].new_shards == 0
+    assert len(given) == FILES["train"]
+
+
+def test_threads_give_a_shard_the_seeds_that_it_has_alone(source, tmp_path):
+    """Were two built at a time, one would go on with the seeds of the other."""
+
+    def slow(dataset):
+        time.sleep(0.1)
+        return dataset
+
+    @seqio.map_over_dataset(num_seeds=1)
+    def cut(example, seed):
+        length = tf.random.stateless_uniform([], seed, maxval=9, dtype=tf.int32)
+        return {"targets": example["targets"][:length]}
+
+    task = corpus_task("lines", source)
+    *before, placeholder = task.preprocessors
+    task = task.replace(preprocessors=[*before, slow, cut, placeholder])
+
+    def elsewhere(jobs):
+        with ThreadPool(3) as pool:
+            pool.map(lambda job: caching.maker(task)(job, lambda made: None), jobs)
+
+    cache(task, tmp_path / "alone", ["train"])
+    cache(task, tmp_path / "threads", ["train"], elsewhere=elsewhere)
+    assert files(tmp_path / "threads") == files(tmp_path / "alone")
+
+
+def test_shards_that_were_made_into_another_directory_are_missed(task, tmp_path):
+    def elsewhere(jobs):
+        for job in jobs[1:]:
+            caching.maker(task)(job, lambda made: None)
+
+    with pytest.raises(
+        InputError, match=r"train-00000-of-00003, and .*store does not have it: take an --out"
+    ):
+        cache(task, tmp_path / "store", elsewhere=elsewhere)
+    assert not (tmp_path / "store" / MANIFEST).exists()
+    assert cache(task, tmp_path / "store")[1].new_shards == 1
 
 
 def test_progress_counts_what_was_there(task, tmp_path):

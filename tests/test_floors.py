@@ -27,6 +27,7 @@ FLOORS = {
     "pretrain.positions": 1,
     "pretrain.workers": 1,
     "pretrain.caching": 2,
+    "pretrain.beam_workers": 2,
     "pretrain.indexed": 5,
     "pretrain.pipeline": 6,
     "pretrain.checkpointing": 7,
@@ -50,6 +51,7 @@ OUTSIDE = {  # what only these rooms may import from outside, or what they must 
     "gin": {"pretrain.config", "pretrain.settings"},
     "click": {"pretrain.cli"},
     "rich": {"pretrain.cli"},
+    "apache_beam": {"pretrain.beam_workers"},
 }
 NEVER = {
     "pretrain.data": {"jax", "flax", "optax", "orbax"},

@@ -3,6 +3,7 @@
 import os
 import random
 import re
+import signal
 import sys
 import tempfile
 import time
@@ -32,7 +33,8 @@ run.RunConfig:
   objective = @causal_lm.CausalLM()
   model = @decoder.DecoderConfig()
   optimizer = @optim.AdamW()
-  lengths = {'targets': 16}
+  lengths = {'targets': 64}
+  pack = True
   steps = 16
   batch_size = 4
   shuffle_buffer = 20
@@ -40,6 +42,8 @@ run.RunConfig:
   eval_batches = 2
   checkpoint_period = 4
   log_period = 3
+
+causal_lm.CausalLM.join_documents = False
 
 optim.AdamW.schedule = @optim.Constant()
 optim.Constant.peak = 1e-2
@@ -122,11 +126,38 @@ def check_equal(report: Report, run_file: str = "run.gin", settings: tuple[str, 
 
 
 def test_a_killed_run_is_the_same_run(place):
-    """The real thing: kills in two of a step, a save and an evaluation."""
+    """Packed, shuffled, with dropout: kills in two of a step, a save and an evaluation."""
     report = verify(place, kills=2, seed=1)
     check_equal(report)
     assert [kill.hit for kill in report.kills] == [kill.aim for kill in report.kills]
     assert len({kill.hit for kill in report.kills} & {"step", "save", "evaluation"}) == 2
+
+
+@pytest.mark.slow
+def test_a_run_that_is_asked_to_end_is_the_same_run_and_loses_nothing(place):
+    report = verify(place, kills=2, by=signal.SIGTERM, seed=1)
+    check_equal(report)
+    assert all(kill.resumes == kill.step > 0 for kill in report.kills)
+
+
+NOT_SAVED = """\
+import sys
+from pretrain.training import stopping
+
+stopping.Stop.__call__ = lambda self, step: self._asked and sys.exit(0)
+
+from pretrain.cli import main
+
+if __name__ == "__main__":
+    main.main()
+"""
+
+
+@pytest.mark.slow
+def test_a_run_that_ends_without_saving_is_found_out(place):
+    (place / "not_saved.py").write_text(NOT_SAVED)
+    with pytest.raises(RunFailed, match=r"^Asked to end, the run made step \d+ and saved step \d+\.$"):
+        verify(place, kills=2, by=signal.SIGTERM, seed=1, program=(sys.executable, "not_saved.py"))
 
 
 SMALL = {
@@ -160,8 +191,8 @@ def test_every_objective(place, name, family):
 
 
 @pytest.mark.slow
-def test_packed_documents(place):
-    settings = ("pack=True", "lengths={'targets': 64}", "causal_lm.CausalLM.join_documents=False")
+def test_documents_that_are_joined_and_cut(place):
+    settings = ("pack=False", "lengths={'targets': 16}", "causal_lm.CausalLM.join_documents=True")
     check_equal(verify(place, settings=settings, kills=3), settings=settings)
 
 
@@ -307,7 +338,7 @@ def test_aims_cover_every_moment_and_repeat_with_the_seed(place):
         rng, done, made = random.Random(seed), [], []
         for _ in range(20):
             made.append(verification._aim(rng, run, 4, done, 20, pace, 2))
-            done.append(Kill(made[-1].moment, made[-1].moment, 5, "all"))
+            done.append(Kill(made[-1].moment, made[-1].moment, 5, "all", 4, 0.0))
         return made
 
     found = aims(0)
@@ -380,7 +411,8 @@ def call(monkeypatch, capfd, place):
 
 
 EQUAL = Report(
-    [Kill("save", "save", 4, "all"), Kill("step", "start", 4, "process 1")], [Comparison("batches", 16, 0)]
+    [Kill("save", "save", 4, "all", 4, 0.0), Kill("step", "start", 5, "process 1", 4, 1.25)],
+    [Comparison("batches", 16, 0)],
 )
 DIFFERENT = Report(EQUAL.kills, [Comparison("batches", 15, 1, "step 5: batch is 4, then 0")])
 
@@ -398,16 +430,18 @@ def test_equal_runs_are_shown_and_removed(call, given, monkeypatch, place):
 
     monkeypatch.setattr(verification, "verify", verified)
     where = ("--work-dir", str(place / "work")) if given else ()
-    code, out, err = call("--kills", "2", "--processes", "3", "--seed", "7", *where, "--gin.steps=12")
+    code, out, err = call(
+        "--kills", "2", "--signal", "TERM", "--processes", "3", "--seed", "7", *where, "--gin.steps=12"
+    )
     assert (code, err) == (0, "")
     ((directory, arguments, options),) = seen
     assert arguments == ["run.gin", "--gin.steps=12"]
-    assert options == {"kills": 2, "processes": 3, "seed": 7}
+    assert options == {"kills": 2, "by": signal.SIGTERM, "processes": 3, "seed": 7}
     assert directory.exists() == given
     for line in (
         r"the run that nobody kills",
         r"killed all in a save, after step 4",
-        r"2 +step +start +4 +process 1 *",
+        r"2 +step +start +5 +4 +process 1 +1\.2 s *",
         r"batches +16 +0 *",
         r"The same run, bit for bit, through 2 kills\.",
     ):

@@ -2,9 +2,11 @@
 
 import difflib
 import functools
+import logging
 import os
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from pretrain.caching import Progress
+    from pretrain.caching import Job, Progress
     from pretrain.data.manifest import Manifest
     from pretrain.workers import Work
 
@@ -35,6 +37,11 @@ SECONDS_BETWEEN_LINES = 10
     "--workers", type=click.IntRange(min=1), help="Processes.  [default: as many as there are cores]"
 )
 @click.option(
+    "--runner", metavar="NAME", help="Have it done by a runner of Apache Beam, such as DirectRunner."
+)
+@click.option("--runner-option", "runner_options", multiple=True, metavar="NAME=VALUE",
+              help="An option of the runner; can be given again.")  # fmt: skip
+@click.option(
     "--block-tokens", type=click.IntRange(min=1), help="Tokens that are read at once.  [default: 4096]"
 )
 @click.option("--check", is_flag=True, help="Write nothing: read all of --out and say what is damaged.")
@@ -44,6 +51,8 @@ def command(
     out: Path,
     splits: str | None,
     workers: int | None,
+    runner: str | None,
+    runner_options: tuple[str, ...],
     block_tokens: int | None,
     check: bool,
     gin_flags: tuple[str, ...],
@@ -58,6 +67,8 @@ def command(
       pretrain cache python_stdlib --out /tmp/python_stdlib
       pretrain cache runs/text_files.gin --out /tmp/mine --gin.FILES="'/data/*.txt'"
       pretrain cache --out /tmp/mine --check
+      pretrain cache python_stdlib --out /nfs/store --runner DirectRunner \\
+          --runner-option direct_num_workers=4
     """
     from rich.console import Console
 
@@ -70,6 +81,8 @@ def command(
     options.quiet_logs()
     from pretrain import caching, pipeline
 
+    start = functools.partial(start_worker, task, gin_flags)
+    elsewhere = _on_beam(runner, runner_options, workers, start)
     corpus = load_corpus(task, gin_flags)
     display = _Display(Console(stderr=True, highlight=False, soft_wrap=True))
     try:
@@ -80,7 +93,8 @@ def command(
             identity=functools.partial(pipeline.identity_of_source, corpus.source),
             block_tokens=block_tokens or caching.BLOCK_TOKENS,
             num_workers=workers or os.cpu_count() or 1,
-            start=functools.partial(start_worker, task, gin_flags),
+            start=start,
+            elsewhere=elsewhere,
             report=display.show,
         )
     except KeyboardInterrupt:
@@ -144,6 +158,36 @@ def start_worker(task: str, gin_flags: tuple[str, ...]) -> "Work":
     from pretrain import caching
 
     return caching.maker(load_corpus(task, gin_flags))
+
+
+def _on_beam(
+    runner: str | None, runner_options: Sequence[str], workers: int | None, start: "Callable[[], Work]"
+) -> "Callable[[Sequence[Job]], None] | None":
+    """What has jobs done by a runner of Beam. Raises InputError if it is not installed, or refuses."""
+    if runner is None:
+        if runner_options:
+            raise InputError(
+                f"--runner-option {runner_options[0]} needs a --runner: add one, or leave it out."
+            )
+        return None
+    if workers:
+        raise InputError(
+            "--workers and --runner exclude each other: tell the runner by its own option how many, as by "
+            "--runner-option direct_num_workers=4."
+        )
+    logging.disable(logging.WARNING)  # while it is imported, Beam warns of what is for BigQuery alone
+    try:
+        from pretrain import beam_workers
+    except ModuleNotFoundError as error:
+        if error.name != "apache_beam":
+            raise
+        raise InputError("--runner needs Apache Beam, which is not here: install pretrain[beam].") from error
+    finally:
+        logging.disable(logging.NOTSET)
+    pipeline = beam_workers.pipeline(runner, runner_options)
+    for part in ("common", "worker", "portability"):  # they print tracebacks, which the exception has too
+        logging.getLogger(f"apache_beam.runners.{part}").setLevel(logging.CRITICAL)
+    return functools.partial(beam_workers.run, pipeline, start)
 
 
 def _check(out: Path, console: "Console") -> None:
@@ -211,7 +255,10 @@ def _speed(progress: "Progress") -> str:
     if not progress.new_tokens:
         return "starting"
     tokens = progress.new_tokens
-    return f"{si(tokens / progress.seconds)} tokens/s, {si(tokens / progress.worker_seconds)} a worker"
+    speed = f"{si(tokens / progress.seconds)} tokens/s"
+    if not progress.worker_seconds:
+        return speed
+    return f"{speed}, {si(tokens / progress.worker_seconds)} a worker"
 
 
 def _table(manifest: "Manifest") -> "Table":

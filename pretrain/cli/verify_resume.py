@@ -13,7 +13,11 @@ from pretrain.errors import InputError
 
 @click.command("verify-resume", context_settings=options.GIN_CONTEXT)
 @click.argument("run_file", metavar="RUN.gin")
-@click.option("--kills", type=click.IntRange(min=1), default=3, show_default=True, help="SIGKILLs in all.")
+@click.option("--kills", type=click.IntRange(min=1), default=3, show_default=True, help="Signals in all.")
+@click.option(
+    "--signal", "by", type=click.Choice(["KILL", "TERM"]), default="KILL", show_default=True,
+    help="TERM asks the run to save and end.",
+)  # fmt: skip
 @click.option(
     "--processes", type=click.IntRange(min=1), default=1, show_default=True,
     help="Run as so many processes, on this machine's CPUs.",
@@ -25,8 +29,9 @@ from pretrain.errors import InputError
 )  # fmt: skip
 @options.gin_arguments
 def command(
-    run_file: str, kills: int, processes: int, seed: int, work_dir: Path | None, gin_flags: tuple[str, ...]
-) -> None:
+    run_file: str, kills: int, by: str, processes: int, seed: int, work_dir: Path | None,
+    gin_flags: tuple[str, ...],
+) -> None:  # fmt: skip
     """Train RUN.gin twice, the second time killed and resumed, and compare the two bit for bit.
 
     The second run is ended with SIGKILL in a step, in a save and in an evaluation, and started again each
@@ -52,8 +57,9 @@ def command(
     try:
         with verifying.ConsoleObserver(console, run.steps) as observer:
             report = verification.verify(
-                run, [run_file, *gin_flags], directory, observer, kills=kills, processes=processes, seed=seed
-            )
+                run, [run_file, *gin_flags], directory, observer, kills=kills, by=signal.Signals[f"SIG{by}"],
+                processes=processes, seed=seed,
+            )  # fmt: skip
     except verification.RunFailed as error:
         click.echo(f"pretrain: {error}", err=True)
         sys.exit(1)

@@ -49,9 +49,11 @@ def _place(moment: str) -> str:
 
 def show(console: Console, report: Report, asked: int) -> None:
     """The tables of kills and comparisons, and what they come to."""
-    kills = Table("kill", "aimed at", "hit", "after step", "processes", box=None, padding=(0, 3, 0, 0))
+    columns = ("kill", "aimed at", "hit", "after step", "resumes from", "processes", "ended in")
+    kills = Table(*columns, box=None, padding=(0, 3, 0, 0))
     for number, kill in enumerate(report.kills, 1):
-        kills.add_row(str(number), kill.aim, kill.hit, f"{kill.step:,}", kill.whom)
+        steps = (f"{kill.step:,}", f"{kill.resumes:,}")
+        kills.add_row(str(number), kill.aim, kill.hit, *steps, kill.whom, f"{kill.seconds:.1f} s")
     compared = Table("compared", "equal", "different", "the first", box=None, padding=(0, 3, 0, 0))
     for each in report.comparisons:
         compared.add_row(each.what, f"{each.equal:,}", f"{each.different:,}", each.first)

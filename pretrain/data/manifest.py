@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -268,7 +269,8 @@ def writable(path: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A path to write to, which becomes `path` at the end, whole and on disk, or is removed."""
-    partial = path.with_name(f"{path.name}{PARTIAL}{os.getpid()}")
+    # Not by the process: those of two machines may have the same number.
+    partial = path.with_name(f"{path.name}{PARTIAL}{secrets.randbits(63)}")
     try:
         yield partial
         with partial.open("rb") as written:

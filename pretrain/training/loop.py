@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import jax
-from jax.experimental import multihost_utils
 
 from pretrain import checkpointing, evaluation, metrics, pipeline
 from pretrain.checkpointing import Checkpoints
 from pretrain.fingerprint import hexadecimal
-from pretrain.parallel import sharding
+from pretrain.parallel import processes, sharding
 from pretrain.run import RunConfig
 from pretrain.training import hardware, loading, model_dirs, records, skips, state, step
 from pretrain.training.state import TrainState
@@ -85,6 +84,7 @@ def train(
     with sharding.layout(mesh, run.rules), model_dirs.held(model_dir):
         if skip_steps:
             skips.leave_out_steps(model_dir, skip_steps, records.read(model_dir / records.LEDGER))
+            processes.sync("later checkpoints are out of the way")
         if (done := model_dirs.latest_step(model_dir)) >= run.steps:
             return done
         for rollback in range(run.bad_steps.most + 1):
@@ -110,8 +110,7 @@ def _train(
     observer: Observer, stop: Callable[[int], bool], watchdog: Watchdog,
 ) -> int:  # fmt: skip
     """`train`, once what is left out is known, until it is done, stopped or meets a bad step."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("what is left out is written")
+    processes.sync("what is left out is written")
     with contextlib.ExitStack() as stack:
         # 1. Everything that can go wrong with the data does so here, before anything is written.
         watchdog.doing("the data to be opened")

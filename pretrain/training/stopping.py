@@ -14,8 +14,9 @@ class Stop:
     """As a context, takes SIGINT and SIGTERM; called with a step, says whether to save and leave after it.
 
     Several processes must agree on the step, or those that go on wait for the others for ever. There, JAX's
-    preemption service (`jax.distributed` starts it) hears SIGTERM on any process and names the step to all;
-    Ctrl-C is passed on to it.
+    preemption service (`jax.distributed` starts it) looks once a second whether SIGTERM came to any process,
+    and names the step to all; Ctrl-C is passed on to it. It takes no notice of a second signal, so from that
+    step on signals have their own meaning again.
     """
 
     def __init__(self) -> None:
@@ -34,16 +35,26 @@ class Stop:
 
     def __call__(self, step: int) -> bool:
         if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
+            reached = multihost_utils.reached_preemption_sync_point(step)
+            if reached and not self._asked:
+                self._heard(signal.SIGINT, signal.SIGTERM)
+            return reached
         return self._asked
 
     def _take(self, number: int) -> None:
         self._before[number] = signal.signal(number, self._handle)
 
-    def _handle(self, _number: int, _frame: FrameType | None) -> None:
-        self._asked = True
-        for number in self._before:
-            signal.signal(number, signal.SIG_DFL)
-        os.write(2, MESSAGE)
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
         if jax.process_count() > 1:
+            signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            self._heard(*self._before)
+
+    def _heard(self, *numbers: int) -> None:
+        """From here on, any of these signals ends the process."""
+        self._asked = True
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+        if jax.process_index() == 0:
+            os.write(2, MESSAGE)

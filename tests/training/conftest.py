@@ -1,13 +1,17 @@
-"""A run of a tiny decoder over numbers, in this process, and what it was told and left behind."""
+"""A run of a tiny decoder over numbers in this process, and one over text in processes of its own."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import seqio
 import tensorflow as tf
 
-from pretrain import optim
+from pretrain import config, optim
 from pretrain.objectives import CausalLM
 from pretrain.parallel.mesh import MeshConfig
 from pretrain.run import RunConfig
@@ -83,3 +87,107 @@ def lines():
         return [json.loads(line) for line in (model_dir / f"{name}.jsonl").read_text().splitlines()]
 
     return read
+
+
+ROOT = config.shipped().parent
+RUN = """\
+from __gin__ import dynamic_registration
+from pretrain import optim
+from pretrain import run
+from pretrain.models import decoder
+from pretrain.objectives import causal_lm
+from tasks import text_files
+
+include 'models/decoder_tiny.gin'
+
+run.RunConfig:
+  task = @text_files.task()
+  objective = @causal_lm.CausalLM()
+  model = @decoder.DecoderConfig()
+  optimizer = @optim.AdamW()
+  lengths = {'targets': 16}
+  steps = 8
+  batch_size = 8
+  shuffle_buffer = 10
+  eval_period = 4
+  eval_batches = 1
+  checkpoint_period = 3
+  log_period = 1
+
+optim.AdamW.schedule = @optim.Constant()
+optim.Constant.peak = 1e-2
+
+text_files.task:
+  files = 'text.txt'
+  validation_fraction = 0.1
+
+decoder.DecoderConfig:
+  embed_dim = 16
+  mlp_dim = 16
+  head_dim = 4
+  num_heads = 4
+  num_kv_heads = 2
+  num_layers = 1
+  dropout = 0.1
+"""
+
+
+class Place:
+    """A directory with a run file, its text, and what processes share that run in it."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        (directory / "run.gin").write_text(RUN)
+        (directory / "text.txt").write_text("\n".join(f"document {n} of some length" for n in range(200)))
+
+    def launch(self, *words: str, devices: int = 2) -> subprocess.Popen:
+        """Starts Python with these arguments, on so many simulated devices."""
+        return subprocess.Popen(
+            [sys.executable, *words],
+            cwd=self.directory,
+            env={
+                **os.environ,
+                "PYTHONPATH": str(ROOT),
+                "JAX_PLATFORMS": "cpu",
+                "JAX_NUM_CPU_DEVICES": str(devices),
+                "JAX_COMPILATION_CACHE_DIR": str(self.directory / "compiled"),
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+                "TFDS_DATA_DIR": str(self.directory / "tfds"),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def launch_several(self, count: int, *words: str, devices: int = 2) -> list[subprocess.Popen]:
+        """The processes of one run, as its flags say to each; one needs no flags."""
+        if count == 1:
+            return [self.launch(*words, devices=devices)]
+        meeting = ["--coordinator", f"localhost:{self.free_port()}", "--processes", str(count), "--process"]
+        return [self.launch(*words, *meeting, str(index), devices=devices) for index in range(count)]
+
+    @staticmethod
+    def ended(*processes: subprocess.Popen, seconds: float = 120) -> list[tuple[int, str, str]]:
+        """Exit code, stdout and stderr of each; none is left running."""
+        try:
+            results = [process.communicate(timeout=seconds) for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+        return [(process.returncode, *result) for process, result in zip(processes, results, strict=True)]
+
+    @staticmethod
+    def free_port() -> int:
+        with socket.socket() as any_port:
+            any_port.bind(("", 0))
+            return any_port.getsockname()[1]
+
+    def lines(self, model_dir: str, name: str) -> list[dict]:
+        """The objects of one of a model dir's .jsonl files, if it is there."""
+        path = self.directory / model_dir / f"{name}.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Place:
+    return Place(tmp_path_factory.mktemp("place"))

@@ -15,6 +15,21 @@ from pretrain.parallel.mesh import MeshConfig
 from pretrain.training import loop, model_dirs, step
 from pretrain.warm_start import WarmStart
 
+_hash = jax.jit(batch_hash)
+_compiled: dict[str, step.Programs] = {}
+
+
+@pytest.fixture(autouse=True)
+def programs_are_shared(monkeypatch):
+    """Runs with the same programs compile them once: that is what takes the time here."""
+    make = step.programs
+
+    def programs(run):
+        key = repr((run.model, run.objective, run.optimizer, run.bad_steps, run.seed, run.mesh, run.rules))
+        return _compiled.setdefault(key, make(run))
+
+    monkeypatch.setattr(step, "programs", programs)
+
 
 @pytest.fixture
 def train(tmp_path, watcher):
@@ -25,7 +40,7 @@ def train(tmp_path, watcher):
 
 
 def hash_of(batch) -> str:
-    return hexadecimal(batch_hash(batch))
+    return hexadecimal(_hash(batch))
 
 
 def poison(monkeypatch, run, positions) -> None:

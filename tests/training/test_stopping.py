@@ -3,10 +3,12 @@
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
 from pretrain import config
+from pretrain.training import model_dirs
 from pretrain.training.stopping import Stop
 
 
@@ -35,3 +37,66 @@ def test_what_a_signal_did_before_a_run_it_does_after_it(number):
     with Stop():
         assert signal.getsignal(number) is not before
     assert signal.getsignal(number) is before
+
+
+SAVES_FOR_EVER = """\
+import signal, time
+from pretrain import checkpointing
+from pretrain.cli import main
+
+save = checkpointing.Checkpoints.save
+
+def slow(*arguments):
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        time.sleep(600)
+    save(*arguments)
+
+checkpointing.Checkpoints.save = slow
+main.main()
+"""
+
+
+def long_run(place, name: str, count: int, *program: str) -> list[subprocess.Popen]:
+    """A run without end that has saved."""
+    settings = ("--gin.steps=1000000", "--gin.checkpoint_period=4", "--gin.log_period=1000")
+    words = (*program, "train", "run.gin", "--model-dir", name, *settings)
+    processes = place.launch_several(count, *words)
+    while not model_dirs.latest_step(place.directory / name):
+        assert all(process.poll() is None for process in processes), place.ended(*processes)
+        time.sleep(0.02)
+    return processes
+
+
+def test_two_processes_are_one_run_and_when_one_is_asked_both_save_the_same_step(place):
+    """The whole command: one ledger, one console, a data position of each process."""
+    processes = long_run(place, "asked", 2, "-m", "pretrain.cli.main")
+    processes[1].terminate()
+    first, second = place.ended(*processes, seconds=60)
+    assert (first[0], second[0]) == (0, 0), (first, second)
+    steps = [line["step"] for line in place.lines("asked", "ledger")]
+    assert steps == list(range(1, steps[-1] + 1))
+    assert model_dirs.latest_step(place.directory / "asked") == steps[-1]
+    assert f"Stopped and saved at step {steps[-1]:,}" in first[1]
+    assert "a second signal ends the run at once" in first[2] and second[1] == ""
+    assert "[Gloo]" not in first[1] + first[2]
+    (started,) = [line for line in place.lines("asked", "metrics") if line.get("event") == "started"]
+    assert started["processes"] == 2
+    positions = (place.directory / f"asked/checkpoints/{steps[-1]}/data").glob("*.json")
+    assert {path.name for path in positions} == {
+        "iterator_00000_of_00002.json",
+        "iterator_00001_of_00002.json",
+    }
+
+
+@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_second_signal_does_not_wait_for_the_save(place, count):
+    name = f"twice{count}"
+    processes = long_run(place, name, count, "-c", SAVES_FOR_EVER)
+    for process in processes:
+        process.terminate()
+    assert any("a second signal ends the run at once" in line for line in processes[0].stderr)
+    before = model_dirs.latest_step(place.directory / name)
+    for process in processes:
+        process.terminate()
+    assert [code for code, _, _ in place.ended(*processes, seconds=20)] == [-signal.SIGTERM] * count
+    assert model_dirs.latest_step(place.directory / name) == before >= 4
