@@ -183,7 +183,7 @@ def train(
     say("the data pipeline")
     data, batch = measure_data(run, steps, warmup)
     say("the bare step: compiling")
-    bare = _BareSteps(run, mesh, batch)
+    bare = BareSteps(run, mesh, batch)
     bare.round(warmup)
     memory = peak_memory()
 
@@ -248,7 +248,7 @@ def _contents(batch: Batch) -> tuple[int, int]:
     return sum(int((value > 0).sum()) for value in segments), int(examples.sum())
 
 
-class _BareSteps:
+class BareSteps:
     """The jitted train step of a run and a state of its own, on one batch."""
 
     def __init__(self, run: RunConfig, mesh: jax.sharding.Mesh, batch: Batch):

@@ -4,6 +4,7 @@ A schedule is called with the step (0 is the first update) and returns the learn
 """
 
 import dataclasses
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -27,8 +28,19 @@ def _progress(step: jax.Array | int, start: int, end: int) -> jax.Array:
     return jnp.clip((jnp.asarray(step, jnp.float32) - start) / max(end - start, 1), 0.0, 1.0)
 
 
+class _NotNegative:
+    """A dataclass of numbers, none below 0."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not isinstance(value, int | float) or not 0 <= value < math.inf:
+                raise InputError(
+                    f"{type(self).__name__}.{name} is {value!r}; give a number that is not below 0."
+                )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Constant:
+class Constant(_NotNegative):
     """`peak` after a linear warm-up (none by default).
 
     >>> float(Constant(peak=0.5, warmup_steps=2)(0)), float(Constant(peak=0.5, warmup_steps=2)(9))
@@ -43,7 +55,7 @@ class Constant:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class InverseSquareRoot:
+class InverseSquareRoot(_NotNegative):
     """T5's schedule, `scale / sqrt(max(step, hold_steps))`: flat for `hold_steps`, then falling.
 
     >>> schedule = InverseSquareRoot(scale=1.0, hold_steps=10_000)
@@ -61,7 +73,7 @@ class InverseSquareRoot:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Linear:
+class Linear(_NotNegative):
     """Linear warm-up to `peak`, then linearly to `final` at `total_steps`."""
 
     peak: float
@@ -75,7 +87,7 @@ class Linear:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Cosine:
+class Cosine(_NotNegative):
     """Linear warm-up to `peak`, then half a cosine to `final` at `total_steps`."""
 
     peak: float
@@ -89,7 +101,7 @@ class Cosine:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class WarmupStableDecay:
+class WarmupStableDecay(_NotNegative):
     """Linear warm-up, `peak` for most of the run, linear decay to `final` over the last `decay_steps`."""
 
     peak: float

@@ -156,7 +156,7 @@ def _field(text: str, path: str, line: int, format: Format) -> tuple[str, bool]:
     value = record[format.field]
     if not isinstance(value, str):
         raise InputError(
-            f"{place} has a {type(value).__name__} in field {format.field!r}: "
+            f"{place} has {type(value).__name__}, not text, in field {format.field!r}: "
             "make it a string, or set field to one that is."
         )
     if not _SURROGATE.search(value):

@@ -133,6 +133,19 @@ def parsed(words: list[str]) -> dict[str, Any]:
     return command.make_context(name, words).params
 
 
+def test_every_table_of_the_reliability_page_was_measured():
+    """Each block holds the command of its section, and a table; no signal ever made a difference."""
+    text = (ROOT / "docs" / "reliability.md").read_text()
+    found = re.findall(r"^<!-- (\w+) -->\n(.*?)^<!-- end -->$", text, re.M | re.S)
+    assert [name for name, _ in found] == [
+        "kills", "terms", "damage", "seek", "save", "ledger", "caching",
+    ]  # fmt: skip
+    for name, block in found:
+        assert f"python scripts/reliability {name}" in block and block.count("\n|") > 3, name
+    for name, block in found[:2]:
+        assert all(row.endswith(" 0 |") for row in re.findall(r"^\|.*$", block, re.M)[2:]), name
+
+
 def test_wrong_commands_are_found():
     for wrong in (
         "pretrain trian runs/quickstart.gin --model-dir d",

@@ -44,6 +44,20 @@ def tree(seed: int):
     }
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"peak": -1e-3}, r"Cosine\.peak is -0\.001; give a number that is not below 0"),
+        ({"peak": float("nan")}, r"Cosine\.peak is nan"),
+        ({"warmup_steps": -1}, r"Cosine\.warmup_steps is -1"),
+        ({"total_steps": None}, r"Cosine\.total_steps is None"),
+    ],
+)
+def test_a_schedule_of_other_numbers_is_refused(changes, said):
+    with pytest.raises(InputError, match=said):
+        optim.Cosine(**{"peak": 1e-3, "total_steps": 100, **changes})
+
+
 def test_adamw_equals_optax():
     ours = optim.AdamW(schedule=optim.Constant(peak=0.1), weight_decay=0.01, no_decay=(), b2=0.98).build()
     theirs = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.1, b2=0.98, weight_decay=0.01))

@@ -77,8 +77,8 @@ def generate_tokens(
         raise InputError(f"--max-tokens is {max_tokens}; the model was trained on at most {room}.")
     if longest > limit:
         raise InputError(
-            f"A prompt has {longest} tokens, but beside {max_tokens} new ones there is room for {limit} in "
-            f"the lengths the model was trained on, {dict(run.lengths)}; shorten it"
+            f"A prompt has {longest} tokens, but beside the {max_tokens} to be generated there is room for "
+            f"{limit} in the lengths the model was trained on, {dict(run.lengths)}; shorten it"
             f"{'' if encodes else ' or lower --max-tokens'}."
         )
     rules = run.rules

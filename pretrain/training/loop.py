@@ -138,6 +138,10 @@ def _train(
         log.event(done, "resumed" if done else "started", processes=jax.process_count())
         facts = describe(run, model_dir, done, state.count(train_state.params), mesh)
         observer.started(facts)
+        if (warmup := getattr(run.optimizer.schedule, "warmup_steps", 0)) > run.steps:
+            observer.warned(
+                f"The warm-up takes {warmup:,} steps and the run has {run.steps:,}: it ends before."
+            )
         window = Window(run, facts, log)
 
         # 4. One turn a step. The device works on this step while the host reads the figures of the last one.

@@ -47,7 +47,7 @@ seqio.TaskRegistry.add(
         ),
         ("a.jsonl", b'{"text": "fine"}\n{"text"\n', {}, "a.jsonl, line 2, is not JSON"),
         ("a.jsonl", b'{"text": "x"}\n{"body": "x"}\n', {}, "a.jsonl, line 2, has no field 'text'"),
-        ("a.jsonl", b'{"text": 3}\n', {}, "a.jsonl, line 1, has a int in field 'text'"),
+        ("a.jsonl", b'{"text": 3}\n', {}, "a.jsonl, line 1, has int, not text, in field 'text'"),
         ("a.csv", b"text\n", {}, "a.csv, which files matches, is of no known format"),
         ("b.txt", b"text\n", {}, "/data/a*' matches no file: correct the path"),
         ("a/b.txt", b"text\n", {}, "/data/a*' matches only directories"),

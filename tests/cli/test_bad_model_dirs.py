@@ -145,7 +145,7 @@ def test_prompts_and_samplings_that_cannot_be(call, spans, options, said):
         (["--prompt", ""], "A prompt is empty"),
         (["--prompt", "x" * 100], "A prompt has 100 tokens"),
         (["--prompt", "x", "--prompt", "x" * 100], "A prompt has 100 tokens"),
-        (["--prompt", "x", "--max-tokens", "16"], "beside 16 new ones there is room for 0"),
+        (["--prompt", "x", "--max-tokens", "16"], "beside the 16 to be generated there is room for 0"),
     ],
 )
 def test_prompts_that_a_decoder_cannot_continue(call, causal, options, said):

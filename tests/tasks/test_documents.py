@@ -88,7 +88,7 @@ def test_invalid_utf8_is_mended_and_marked(tmp_path):
             "g.jsonl, line 1, has no field 'text': set field to one that",
         ),
         ("g.jsonl", b'{"title": "", "body": ""}', {}, "(title, body)"),
-        ("h.jsonl.gz", b'{"n": 3}', {"field": "n"}, "h.jsonl.gz, line 1, has a int in field 'n'"),
+        ("h.jsonl.gz", b'{"n": 3}', {"field": "n"}, "h.jsonl.gz, line 1, has int, not text, in field 'n'"),
     ],
 )
 def test_bad_text_is_named_with_its_line(tmp_path, name, data, settings, message):

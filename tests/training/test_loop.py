@@ -5,7 +5,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from pretrain import pipeline
+from pretrain import optim, pipeline
 from pretrain.bad_steps import BadSteps
 from pretrain.checkpointing import Checkpoints, NotSaved
 from pretrain.errors import InputError
@@ -84,6 +84,11 @@ def test_a_bad_step_stops_the_run(make_run, train, monkeypatch, tmp_path, lines)
     assert lines(tmp_path / "model", "ledger")[-1]["bad"]
     bad = [line for line in lines(tmp_path / "model", "metrics") if line.get("event") == "bad step"]
     assert bad == [{"step": 6, "kind": "event", "event": "bad step", "reason": "loss is nan", "then": "stop"}]
+
+
+def test_a_warm_up_that_does_not_end_is_said(make_run, train, watcher):
+    train(make_run(steps=1, optimizer=optim.AdamW(schedule=optim.Constant(peak=1e-2, warmup_steps=1000))))
+    assert watcher.warnings == ["The warm-up takes 1,000 steps, and the run has 1."]
 
 
 def test_a_skipped_step_changes_nothing_but_the_count(make_run, train, monkeypatch, tmp_path, lines):
