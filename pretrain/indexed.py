@@ -197,8 +197,10 @@ def _rows_of(run: RunConfig, batches: tf.data.Dataset) -> tf.data.Dataset:
     objective, vocabulary = run.objective, run.vocabulary()
 
     def chunks(tokens: tf.Tensor, lengths: tf.Tensor, seeds: tf.Tensor) -> tf.data.Dataset:
-        ragged = tf.RaggedTensor.from_row_lengths(tokens, lengths)
-        return tf.data.Dataset.from_tensor_slices(({"targets": ragged}, seeds))
+        # Not by a ragged tensor, of which TensorFlow warns that its own type inference fails.
+        ends = tf.cumsum(lengths)
+        cuts = tf.data.Dataset.from_tensor_slices((ends - lengths, ends, seeds))
+        return cuts.map(lambda start, end, seeds: ({"targets": tokens[start:end]}, seeds))
 
     dataset = objective.examples(batches.flat_map(chunks), run.lengths, vocabulary)
     if not objective.ends_documents:

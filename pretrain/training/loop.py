@@ -139,9 +139,7 @@ def _train(
         facts = describe(run, model_dir, done, state.count(train_state.params), mesh)
         observer.started(facts)
         if (warmup := getattr(run.optimizer.schedule, "warmup_steps", 0)) > run.steps:
-            observer.warned(
-                f"The warm-up takes {warmup:,} steps and the run has {run.steps:,}: it ends before."
-            )
+            observer.warned(f"The warm-up takes {warmup:,} steps, and the run has {run.steps:,}.")
         window = Window(run, facts, log)
 
         # 4. One turn a step. The device works on this step while the host reads the figures of the last one.

@@ -165,9 +165,10 @@ def _text(cell: str | int | float) -> str:
 
 
 def keep_compiled(place: Path) -> None:
-    """Launches are many, programs few."""
+    """Launches are many and programs few; to compile one takes longer than its 60 small steps."""
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(place / "compiled")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
 def prepare(place: Path) -> None:
