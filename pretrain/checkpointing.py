@@ -1,13 +1,13 @@
 """Checkpoints: state, data position and config of a step, saved together by Orbax or not at all.
 
 `checkpoints/STEP/` holds `state` (sharded arrays), `data` (one file set a process) and `config` (JSON: the
-config's text, and a fingerprint of every array). Orbax writes into a temporary directory and renames it: a
-directory with a number for a name was whole when it was written.
+config's text, a fingerprint of every array, and the sums of steps that no line of figures has yet). Orbax
+writes into a temporary directory and renames it: one with a number for a name was whole when it was written.
 """
 
 import dataclasses
-import json
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from pretrain import positions
 from pretrain.errors import InputError
 from pretrain.fingerprint import fingerprint
 from pretrain.indexed import IndexedBatches
@@ -24,6 +25,7 @@ from pretrain.pipeline import Batches as StreamedBatches
 from pretrain.trees import named_leaves
 
 Batches = StreamedBatches | IndexedBatches
+Sums = Mapping[str, float]
 
 DIRECTORY = "checkpoints"
 DAMAGED = "damaged"
@@ -40,43 +42,21 @@ class NotSaved(RuntimeError):
 
 
 class _DataHandler(ocp.CheckpointHandler):
-    """Lets every process write and read the position of its own data iterator.
+    """Lets every process write the position of its own data iterator.
 
     Not asynchronous: the iterator moves on with the next step, so its position is taken while the loop waits.
     """
 
     def save(self, directory: epath.Path, args: "_DataSave") -> None:
-        args.batches.save(self._path(directory, jax.process_index(), jax.process_count()))
+        args.batches.save(_position_file(Path(directory)))
 
-    def restore(self, directory: epath.Path, args: "_DataRestore") -> Batches:
-        if args.batches.elastic:
-            args.batches.restore(_any_position(Path(directory)))
-            return args.batches
-        path = self._path(directory, jax.process_index(), jax.process_count())
-        counts = {int(each.name.split(".")[0].rpartition("_")[2]) for each in directory.glob("iterator_*")}
-        if counts and jax.process_count() not in counts:
-            raise InputError(
-                f"{directory} holds the data positions of {min(counts)} process(es), but this run has "
-                f"{jax.process_count()}, and in a stream each has its own: start {min(counts)}, "
-                "or train from a store, which any number may read (`pretrain cache`)."
-            )
-        args.batches.restore(path)
-        return args.batches
-
-    @staticmethod
-    def _path(directory: epath.Path, process: int, processes: int) -> Path:
-        return Path(directory) / f"iterator_{process:05d}_of_{processes:05d}"
+    def restore(self, directory: epath.Path, args: ocp.args.CheckpointArgs | None = None) -> None:
+        raise NotImplementedError("`Checkpoints.restore` reads it")
 
 
-@ocp.args.register_with_handler(_DataHandler, for_save=True)
+@ocp.args.register_with_handler(_DataHandler, for_save=True, for_restore=True)
 @dataclasses.dataclass
 class _DataSave(ocp.args.CheckpointArgs):
-    batches: Batches
-
-
-@ocp.args.register_with_handler(_DataHandler, for_restore=True)
-@dataclasses.dataclass
-class _DataRestore(ocp.args.CheckpointArgs):
     batches: Batches
 
 
@@ -108,19 +88,24 @@ class Checkpoints:
         """The steps that have a whole checkpoint, oldest first."""
         return sorted(self._manager.all_steps())
 
-    def save(self, step: int, state: Any, batches: Batches, config_text: str) -> None:
+    def save(
+        self, step: int, state: Any, batches: Batches, config_text: str, window: Sequence[Sums] = ()
+    ) -> None:
         """Begins to save; returns when the arrays are copied and the data position is written.
 
-        The arrays go to disk in the background. Raises NotSaved if this save, or the one before, failed.
+        The arrays go to disk in the background. window: the sums of the steps since the last line of figures.
+
+        Raises NotSaved if this save, or the one before, failed.
         """
         sums = {name: int(value) for name, value in jax.device_get(_fingerprint(state)).items()}
+        about = {"config": config_text, "fingerprint": sums, "window": list(window)}
         with self._saving(step):
             begun = self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
                     data=_DataSave(batches),
-                    config=ocp.args.JsonSave({"config": config_text, "fingerprint": sums}),
+                    config=ocp.args.JsonSave(about),
                 ),
             )
         if not begun:
@@ -158,16 +143,21 @@ class Checkpoints:
         processes.sync(f"set aside {step}")
         self._manager.reload()
 
+    # Reading: each process reads for itself, by Orbax's handlers and not its manager, in which the others
+    # would wait for one that fails. Then all agree whether it went well, and only then compute together.
+
     def restore(self, step: int, abstract_state: Any, batches: Batches) -> Any:
         """The state of `step`, laid out like the shapes of `abstract_state`; moves `batches` there.
 
         Raises InputError if the checkpoint holds other arrays, Damaged if it is not as it was written.
         """
-        with self._reading(step):
-            self._check_arrays(step, abstract_state)
-            items = {"state": ocp.args.StandardRestore(abstract_state), "data": _DataRestore(batches)}
-            state = self._manager.restore(step, args=ocp.args.Composite(**items))["state"]
-            self._check_bits(step, state)
+        with self._reading(step) as path:
+            _check_arrays(path, abstract_state)
+            handler = ocp.StandardCheckpointHandler()
+            state = handler.restore(_item(path, "state"), args=ocp.args.StandardRestore(abstract_state))
+            written = about(path)["fingerprint"]
+            _restore_data(path / "data", batches)
+        self._check_bits(step, state, written)
         return state
 
     def restore_params(self, step: int, abstract_params: Any) -> Any:
@@ -175,75 +165,75 @@ class Checkpoints:
 
         Raises InputError if the checkpoint holds others, Damaged if it is not as it was written.
         """
-        with self._reading(step):
-            self._check_arrays(step, {"params": abstract_params})
-            return self.restore_some(step, {"params": abstract_params})["params"]
+        with self._reading(step) as path:
+            _check_arrays(path, {"params": abstract_params})
+        return self.restore_some(step, {"params": abstract_params})["params"]
 
     def restore_some(self, step: int, abstract: Any) -> Any:
         """These arrays of the checkpoint and no others. Raises Damaged."""
-        with self._reading(step):
+        with self._reading(step) as path:
             partial = ocp.args.PyTreeRestore(
                 abstract,
                 restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
                 partial_restore=True,
             )
-            arrays = self._manager.restore(step, args=ocp.args.Composite(state=partial))["state"]
-            self._check_bits(step, arrays)
+            arrays = ocp.PyTreeCheckpointHandler().restore(_item(path, "state"), args=partial)
+            written = about(path)["fingerprint"]
+        self._check_bits(step, arrays, written)
         return arrays
 
     def shapes(self, step: int) -> dict[str, tuple[int, ...]]:
         """The shape of every array in the checkpoint, by name. Raises Damaged."""
-        with self._reading(step), ocp.StandardCheckpointer() as reader:
-            metadata = reader.metadata(self.directory / str(step) / "state").item_metadata
-            if metadata is None:
-                raise ValueError("its list of arrays cannot be read")
-            return _shapes(metadata.tree)
+        with self._reading(step) as path:
+            return _stored_shapes(path)
 
-    def _check_arrays(self, step: int, wanted: Any) -> None:
-        """Raises InputError unless the checkpoint has just the arrays that `wanted` has, entry by entry."""
-        shapes = _shapes(wanted)
-        entries = {name.split("/")[0] for name in shapes}
-        stored = {name: shape for name, shape in self.shapes(step).items() if name.split("/")[0] in entries}
-        wrong = [name for name in shapes.keys() | stored.keys() if shapes.get(name) != stored.get(name)]
-        if wrong:
-            # A parameter if there is one: the optimizer's arrays only follow them.
-            name = min(wrong, key=lambda name: (not name.startswith("params"), name))
-            raise InputError(
-                f"{name} has shape {stored.get(name, 'none')} in checkpoint {self.directory / str(step)} but "
-                f"by this config {shapes.get(name, 'none')}: use the model and optimizer that wrote it, or a "
-                "new model dir."
-            )
+    def window(self, step: int) -> list[Sums]:
+        """What `save` was given as such. Raises Damaged."""
+        with self._reading(step) as path:
+            return about(path)["window"]
 
-    def _check_bits(self, step: int, arrays: Any) -> None:
-        """Raises ValueError if an array is not the one that was saved."""
-        written = self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))
-        expected: Mapping[str, int] = written["config"]["fingerprint"]
+    def _check_bits(self, step: int, arrays: Any, written: Mapping[str, int]) -> None:
+        """Raises Damaged if an array is not the one that was saved."""
         for name, value in jax.device_get(_fingerprint(arrays)).items():
-            if expected[name] != int(value):
-                raise ValueError(f"{name} is not what was saved")
+            if written[name] != int(value):
+                raise self._damage(step, f"{name} is not what was saved")
+
+    def _damage(self, step: int, why: str) -> Damaged:
+        return Damaged(f"Checkpoint {self.directory / str(step)} is damaged ({why}).")
 
     @contextmanager
-    def _reading(self, step: int) -> Iterator[None]:
-        """Turns whatever a broken file makes Orbax, TensorStore or TensorFlow raise into Damaged.
+    def _reading(self, step: int) -> Iterator[Path]:
+        """Raises on all processes if one of them could not read.
 
-        They have no error in common for it. What the devices raise, such as a lack of memory, is no damage.
+        Damaged stands for whatever a broken file makes Orbax, TensorStore or TensorFlow raise, which have no
+        error in common for it. What may pass, such as a lack of memory or of file handles, is no damage.
         """
         failure: Exception | None = None
+        path = self.directory / str(step)
         try:
-            yield
-        except (InputError, Damaged, jax.errors.JaxRuntimeError):
-            raise
+            yield path
         except Exception as error:
             failure = error
-        if processes.on_any(failure is not None):
-            reason = _first_line(failure) if failure else "another process cannot read it"
-            raise Damaged(f"Checkpoint {self.directory / str(step)} is damaged ({reason}).") from failure
+        if failure is not None and not path.exists():
+            failure = InputError(f"{path} was removed while it was read: name another step.")
+        passing = failure is not None and _is_no_damage(failure)
+        worst = processes.largest(0 if failure is None else 2 if passing else 1)
+        if failure is not None and (passing or isinstance(failure, Damaged)):
+            raise failure
+        if worst == 2:
+            raise RuntimeError(f"Another process could not read {path}; see what it says.") from failure
+        if worst == 1:
+            raise self._damage(
+                step, _first_line(failure) if failure else "another process cannot read it"
+            ) from failure
 
     @contextmanager
     def _saving(self, step: int | None = None) -> Iterator[None]:
         """Turns what goes wrong with the disk into NotSaved; Orbax tells it late, and in many ways."""
         try:
             yield
+        except jax.errors.JaxRuntimeError:
+            raise
         except (ValueError, OSError, RuntimeError) as error:
             which = f"of step {step} or the one before it" if step else "that was being written"
             raise NotSaved(
@@ -256,18 +246,79 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        self._manager.close()
+        """Raises NotSaved if something that was saved is not on disk."""
+        with self._saving():
+            self._manager.close()
 
 
 def position(model_dir: Path, step: int) -> int:
     """The position of the batch that the run would read after `step`."""
-    path = _any_position(model_dir / DIRECTORY / str(step) / "data")
-    return json.loads(path.with_suffix(".json").read_text())["position"]
+    return positions.read(_any_position(model_dir / DIRECTORY / str(step) / "data"))
+
+
+def about(path: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself: `config`, `fingerprint`, `window`."""
+    return ocp.JsonCheckpointHandler().restore(_item(path, "config"), args=ocp.args.JsonRestore())
+
+
+def _item(path: Path, name: str) -> epath.Path:
+    return epath.Path(path / name)
+
+
+def _position_file(directory: Path) -> Path:
+    """Where this process keeps its place in the data; more than one file may begin so."""
+    return directory / f"iterator_{jax.process_index():05d}_of_{jax.process_count():05d}"
 
 
 def _any_position(directory: Path) -> Path:
     """The data position of some process: all are at the same batch."""
     return min(directory.glob("iterator_*.json")).with_suffix("")
+
+
+def _restore_data(directory: Path, batches: Batches) -> None:
+    """Moves `batches` to the place in `directory`. Raises InputError if they cannot be moved there."""
+    if batches.elastic:
+        batches.restore(_any_position(directory))
+        return
+    counts = {int(each.name.split(".")[0].rpartition("_")[2]) for each in directory.glob("iterator_*")}
+    if counts and jax.process_count() not in counts:
+        raise InputError(
+            f"{directory} holds the data positions of {min(counts)} process(es), but this run has "
+            f"{jax.process_count()}, and in a stream each has its own: start {min(counts)}, "
+            "or train from a store, which any number may read (`pretrain cache`)."
+        )
+    batches.restore(_position_file(directory))
+
+
+def _stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    metadata = ocp.StandardCheckpointHandler().metadata(_item(path, "state"))
+    return _shapes(getattr(metadata, "tree", metadata))
+
+
+def _check_arrays(path: Path, wanted: Any) -> None:
+    """Raises InputError unless the checkpoint has just the arrays that `wanted` has, entry by entry."""
+    shapes = _shapes(wanted)
+    entries = {name.split("/")[0] for name in shapes}
+    stored = {name: shape for name, shape in _stored_shapes(path).items() if name.split("/")[0] in entries}
+    wrong = [name for name in shapes.keys() | stored.keys() if shapes.get(name) != stored.get(name)]
+    if wrong:
+        # A parameter if there is one: the optimizer's arrays only follow them.
+        name = min(wrong, key=lambda name: (not name.startswith("params"), name))
+        raise InputError(
+            f"{name} has shape {stored.get(name, 'none')} in checkpoint {path} but by this config "
+            f"{shapes.get(name, 'none')}: use the model and optimizer that wrote it, or a new model dir."
+        )
+
+
+_MAY_PASS = re.compile(r"\b(RESOURCE_EXHAUSTED|UNAVAILABLE|DEADLINE_EXCEEDED|PERMISSION_DENIED|ABORTED)\b")
+
+
+def _is_no_damage(error: Exception) -> bool:
+    if isinstance(error, InputError | MemoryError | jax.errors.JaxRuntimeError):
+        return True
+    if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+        return error.errno is not None
+    return bool(_MAY_PASS.search(str(error)))  # of TensorStore and TensorFlow, which have codes of their own
 
 
 def free_name(path: Path) -> Path:

@@ -4,6 +4,7 @@ Neither Orbax nor TensorStore notices a bit that flips inside a stored array. A 
 these sums; they are taken on the devices, each of its own part, and cost a pass over the state.
 """
 
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,7 +30,9 @@ def fingerprint(tree: Any) -> dict[str, jax.Array]:
 
 
 def batch_hash(batch: Mapping[str, jax.Array]) -> jax.Array:
-    """uint32 [2] that tells global batches apart: of all features, the same for any number of processes.
+    """uint32 [2] that tells global batches apart, by the names, shapes and elements of their features.
+
+    It is the same for any number of processes.
 
     >>> batch = {"tokens": jnp.array([[3, 4]]), "weights": jnp.array([[1.0, 1.0]])}
     >>> hexadecimal(batch_hash(batch)) == hexadecimal(batch_hash(batch | {"tokens": jnp.array([[4, 3]])}))
@@ -37,10 +40,10 @@ def batch_hash(batch: Mapping[str, jax.Array]) -> jax.Array:
     """
     words = []
     for salt in (0, 1):
-        sums = [_sum(batch[name], salt) for name in sorted(batch)]
         total = jnp.zeros((), jnp.uint32)
-        for value in sums:
-            total = _mixed(total + value)
+        for name, value in sorted(batch.items()):
+            kind = zlib.crc32(f"{name} {value.shape} {value.dtype}".encode())
+            total = _mixed(total + _sum(value, salt) + jnp.uint32(kind))
         words.append(total)
     return jnp.stack(words)
 

@@ -130,12 +130,18 @@ class IndexedBatches(Iterator[Batch]):
         self._rows = np.array(sharding.local_rows(run.batch_size), np.int64)
         self.position = 0
         self._stream: Iterator[Batch] | None = None
+        self._refused: InputError | None = None
 
     def __next__(self) -> Batch:
         self.position = self._unskipped(self.position)
         if self._stream is None:
             self._stream = self._dataset(self.position).as_numpy_iterator()
-        batch = next(self._stream)
+        try:
+            batch = next(self._stream)
+        except tf.errors.OpError as error:
+            if self._refused:  # which TensorFlow has made one of its own errors
+                raise self._refused from error
+            raise
         self.position += 1
         return batch
 
@@ -177,7 +183,12 @@ class IndexedBatches(Iterator[Batch]):
             at = position
             while True:
                 at = self._unskipped(at)
-                yield found.read(at * run.batch_size + self._rows)
+                try:
+                    read = found.read(at * run.batch_size + self._rows)
+                except InputError as error:
+                    self._refused = error
+                    raise
+                yield read
                 at += 1
 
         signature = (

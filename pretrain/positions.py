@@ -1,25 +1,38 @@
 """A place in the data, as a checkpoint keeps it: which batch comes next, and in what data."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pretrain.errors import InputError
 
 
 def write(path: Path, position: int, identity: Mapping[str, str]) -> None:
-    """Writes `path`.json."""
-    path.with_suffix(".json").write_text(json.dumps({"position": position, "identity": dict(identity)}))
+    """Writes `path`.json, with a checksum: no other batch is read because a bit flipped."""
+    about = {"position": position, "identity": dict(identity)}
+    path.with_suffix(".json").write_text(json.dumps({**about, "checksum": _checksum(about)}))
 
 
-def read(path: Path, identity: Mapping[str, str]) -> int:
-    """The position in `path`.json. Raises InputError if it is one in other data than `identity` says."""
+def read(path: Path, identity: Mapping[str, str] | None = None) -> int:
+    """The position in `path`.json.
+
+    Raises ValueError if it is not what was written, InputError if it is one in other data than `identity`.
+    """
     about = json.loads(path.with_suffix(".json").read_text())
+    if about.pop("checksum", None) != _checksum(about):
+        raise ValueError(f"{path.name}.json is not what was written")
     before = about["identity"]
-    changed = [name for name in before | identity if before.get(name) != identity.get(name)]
+    now = before if identity is None else identity
+    changed = [name for name in before | now if before.get(name) != now.get(name)]
     if changed:
         raise InputError(
             f"{path} is a position in other data, since {' and '.join(changed)} changed: bring back what "
             "was there when the run began, or start in another --model-dir."
         )
     return about["position"]
+
+
+def _checksum(about: Mapping[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=8).hexdigest()

@@ -69,7 +69,8 @@ class Report:
 
     @property
     def equal(self) -> bool:
-        return not any(comparison.different for comparison in self.comparisons)
+        """Whether the run was killed, and nothing is different."""
+        return bool(self.kills) and not any(comparison.different for comparison in self.comparisons)
 
 
 class Observer(Protocol):
@@ -285,14 +286,21 @@ class Launch:
 
     def check_left(self, early: bool) -> None:
         """Raises RunFailed unless all ended well; early, SIGTERM may have ended what did not yet listen."""
-        well = {0, -signal.SIGTERM} if early else {0}
-        if not {process.poll() for process in self._processes} <= well:
+        codes = [process.poll() for process in self._processes]
+        if early and -signal.SIGTERM in codes:
+            return  # and the others wait for it in vain
+        if None in codes:
+            raise RunFailed(f"The run did not end {PATIENCE:g} seconds after it was asked to.")
+        if any(codes):
             raise self._failure()
 
     def wait(self, seconds: float) -> None:
-        """Returns when all have ended, or the time is up."""
+        """Returns when all have ended, or one by SIGTERM itself, or the time is up."""
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and any(process.poll() is None for process in self._processes):
+        while time.monotonic() < deadline:
+            codes = [process.poll() for process in self._processes]
+            if None not in codes or -signal.SIGTERM in codes:
+                return
             time.sleep(POLL)
 
     def __len__(self) -> int:

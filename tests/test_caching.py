@@ -235,6 +235,9 @@ def test_an_unfinished_store_of_another_vocabulary_is_refused_too(source, whole)
     (whole / MANIFEST).unlink()
     with pytest.raises(InputError, match="its vocabulary has 359 ids"):
         cache(corpus_task("lines", source, byte_vocabulary(extra_ids=10)), whole)
+    (whole / SETTINGS).write_text((whole / SETTINGS).read_text()[:-9])
+    with pytest.raises(InputError, match=f"settings.json is damaged: delete {whole} and cache again"):
+        cache(corpus_task("lines", source), whole)
     (whole / SETTINGS).unlink()
     with pytest.raises(InputError, match="is not empty and no store"):
         cache(corpus_task("lines", source), whole)

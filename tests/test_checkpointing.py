@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pretrain import checkpointing
+from pretrain import checkpointing, pipeline
 from pretrain.errors import InputError
 from pretrain.parallel import sharding
 from pretrain.parallel.mesh import MeshConfig
@@ -100,6 +100,42 @@ def big_state(value: float):
     """One whose numbers are the largest file, and that no compression makes small."""
     numbers = jax.random.normal(jax.random.key(int(value)), (100, 100))
     return {"step": jnp.int32(value), "params": {"w": numbers}, "opt_state": jnp.zeros(3)}
+
+
+def test_a_position_that_is_not_what_was_written_is_damage(tmp_path):
+    saved = checkpointing.Checkpoints(tmp_path)
+    saved.save(2, state(2.0), batches(), "text")
+    saved.wait()
+    (path,) = (tmp_path / "checkpoints/2/data").glob("*.json")
+    path.write_text(path.read_text().replace('"position": 0', '"position": 1'))
+    with pytest.raises(checkpointing.Damaged, match="is not what was written"):
+        saved.restore(2, jax.eval_shape(lambda: state(0.0)), batches())
+    saved.close()
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        OSError(24, "Too many open files"),
+        MemoryError(),
+        ValueError("UNAVAILABLE: Error reading"),
+        InputError("no"),
+    ],
+)
+def test_what_may_pass_is_no_damage(tmp_path, monkeypatch, trouble):
+    saved = checkpointing.Checkpoints(tmp_path)
+    for step in (1, 2):
+        saved.save(step, state(2.0), batches(), "text")
+    saved.wait()
+
+    def restore(self, path):
+        raise trouble
+
+    monkeypatch.setattr(pipeline.Batches, "restore", restore)
+    with pytest.raises(type(trouble)):
+        saved.restore_newest(jax.eval_shape(lambda: state(0.0)), batches(), print)
+    assert saved.steps() == [1, 2] and not (tmp_path / "damaged").exists()
+    saved.close()
 
 
 def test_where_no_checkpoint_is_sound_none_is_moved(tmp_path):

@@ -206,3 +206,16 @@ def test_what_does_not_go_together_is_refused(make_run, tmp_path):
         make_run(stores=str(tmp_path / "store"))
     with pytest.raises(InputError, match="is no finished store"):
         pipeline.batches(make_run(stores=[tmp_path]))
+
+
+def test_a_damaged_record_is_named_in_training_too(make_run, tmp_path):
+    run = make_run()
+    next(pipeline.batches(run))
+    for path in (tmp_path / "store").glob("*.array_record"):
+        data = bytearray(path.read_bytes())
+        middle = data.find(b"\x28\xb5\x2f\xfd") + 40  # in a block that zstd compressed
+        data[middle : middle + 8] = bytes(8)
+        path.write_bytes(data)
+    with pytest.raises(InputError, match=r"\.array_record, record \d+, is damaged"):
+        for _, _ in zip(range(100), pipeline.batches(run), strict=False):
+            pass

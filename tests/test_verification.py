@@ -383,6 +383,12 @@ def test_no_process_outlives_its_launch(tmp_path):
     assert [process.returncode for process in launch._processes] == [-9, -9]
 
 
+def test_a_run_that_does_not_end_when_it_is_asked_to_has_failed(tmp_path):
+    launch = launched(tmp_path, "import time; time.sleep(100)")
+    with launch, pytest.raises(RunFailed, match="did not end 300 seconds after it was asked"):
+        launch.check_left(early=False)
+
+
 def test_processes_are_told_where_they_meet(tmp_path):
     finish(launched(tmp_path, "import sys; print(sys.argv[1:])", count=2))
     flags = [eval((tmp_path / "logs" / f"a-process-{index}.txt").read_text()) for index in range(2)]
@@ -456,6 +462,13 @@ def test_runs_that_differ_are_kept_and_named(call, monkeypatch):
     assert "step 5: batch is 4, then 0" in out
     assert "came to its end before 2 of 4 kills" in out
     assert Path(re.search(r"Both runs are in (\S+)\.$", out, re.M)[1]).is_dir()
+
+
+def test_a_run_that_was_never_killed_shows_nothing(call, monkeypatch):
+    monkeypatch.setattr(verification, "verify", lambda *_, **__: Report([], EQUAL.comparisons))
+    code, out, _ = call()
+    assert code == 1
+    assert "The run was never killed, so nothing was shown." in out
 
 
 def test_a_run_that_fails_exits_with_1(call, monkeypatch):

@@ -51,6 +51,7 @@ class ConsoleObserver:
         self._steps = 0
 
     def started(self, facts: Facts) -> None:
+        self.stop()  # of the run before it was rolled back
         run, self._steps = facts.run, facts.run.steps
         for name, value in (
             ("task", f"{run.corpus().name}, {run.train_split}, {'packed' if run.pack else 'not packed'}"),

@@ -69,6 +69,8 @@ def show(console: Console, report: Report, asked: int) -> None:
         console.print(
             f"Not the same run: {', '.join(different)} differ. The first run is the one not killed."
         )
+    elif not report.kills:
+        console.print("The run was never killed, so nothing was shown.")
     else:
         times = len(report.kills)
         console.print(f"The same run, bit for bit, through {times} kill{'s' if times != 1 else ''}.")

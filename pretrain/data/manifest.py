@@ -26,7 +26,7 @@ import numpy as np
 from pretrain.errors import InputError
 
 FORMAT = 1
-SETTINGS, MANIFEST, PARTIAL = "settings.json", "manifest.json", ".partial-"
+SETTINGS, MANIFEST, PARTIAL, LOCK = "settings.json", "manifest.json", ".partial-", "lock"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -159,17 +159,19 @@ def locked(directory: Path) -> Iterator[None]:
     """Makes the directory of a store, and keeps other commands out of it."""
     with writable(directory / SETTINGS):
         directory.mkdir(parents=True, exist_ok=True)
-        handle = os.open(directory, os.O_RDONLY)
-    try:
+        lock = (directory / LOCK).open("a")  # a file that can be written: NFS locks no other
+    with lock:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError(
                 f"Another `pretrain cache` is writing to {directory}: wait for it, or take another --out."
             ) from error
-        yield
-    finally:
-        os.close(handle)
+        try:
+            yield
+        finally:
+            if not any((directory / name).exists() for name in (SETTINGS, MANIFEST)):
+                (directory / LOCK).unlink()  # the directory is something else's
 
 
 def claim(directory: Path, wanted: Manifest) -> None:
@@ -180,10 +182,16 @@ def claim(directory: Path, wanted: Manifest) -> None:
     """
     there = next((path for name in (SETTINGS, MANIFEST) if (path := directory / name).is_file()), None)
     partial = re.compile(re.escape(PARTIAL) + r"\d+$")
-    names = sorted(path.name for path in directory.iterdir() if not partial.search(path.name))
+    others = (path.name for path in directory.iterdir() if path.name != LOCK)
+    names = sorted(name for name in others if not partial.search(name))
     if there is None and names:
         raise InputError(f"{directory} is not empty and no store ({names[0]} is in it): take another --out.")
-    before = Manifest.read(there) if there else wanted
+    try:
+        before = Manifest.read(there) if there else wanted
+    except InputError as error:  # without it nobody knows what the shards are of
+        raise InputError(
+            f"{there} is damaged: delete {directory} and cache again, or take another --out."
+        ) from error
     if different := _differences(before, wanted):
         raise InputError(
             f"{directory} holds a store of something else ({'; '.join(different)}): take another --out, or "
@@ -196,7 +204,7 @@ def claim(directory: Path, wanted: Manifest) -> None:
     claimed = dataclasses.replace(wanted, splits=splits)
     with writable(directory / SETTINGS):
         for path in directory.iterdir():
-            if path.name not in names:
+            if path.name not in names and path.name != LOCK:
                 path.unlink()  # what a command that was killed had begun
         if there != directory / SETTINGS or before != claimed:
             claimed.write(directory / SETTINGS)

@@ -169,9 +169,14 @@ def _end(code: int) -> None:
 
 def on_any(flag: bool) -> bool:
     """Whether `flag` is true on some process. All of them must call it."""
+    return bool(largest(int(flag)))
+
+
+def largest(number: int) -> int:
+    """The largest that any process has. All of them must call it."""
     if jax.process_count() == 1:
-        return flag
-    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+        return number
+    return int(np.max(multihost_utils.process_allgather(np.array(number, np.int32))))
 
 
 def sync(reason: str) -> None:

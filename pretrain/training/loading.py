@@ -74,10 +74,12 @@ def opened(model_dir: Path, run: RunConfig, step: int | None = None) -> Iterator
     mesh = run.mesh.build()
     if not (model_dir / DIRECTORY).is_dir():
         raise InputError(f"{model_dir} has no checkpoint yet; train it first, with `pretrain train`.")
-    checkpoints = Checkpoints(model_dir, read_only=True)
-    steps = checkpoints.steps()
-    step = _chosen(step, steps, model_dir)
-    with sharding.layout(mesh, run.rules):
+    with (
+        contextlib.closing(Checkpoints(model_dir, read_only=True)) as checkpoints,
+        sharding.layout(mesh, run.rules),
+    ):
+        steps = checkpoints.steps()
+        step = _chosen(step, steps, model_dir)
         built = programs(run)
         try:
             params = checkpoints.restore_params(step, built.abstract_state().params)

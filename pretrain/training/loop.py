@@ -4,14 +4,14 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import jax
 
 from pretrain import checkpointing, evaluation, metrics, pipeline
-from pretrain.checkpointing import Checkpoints
+from pretrain.checkpointing import Checkpoints, NotSaved, Sums
 from pretrain.fingerprint import hexadecimal
 from pretrain.parallel import processes, sharding
 from pretrain.run import RunConfig
@@ -83,26 +83,31 @@ def train(
     run.check_batch(mesh.shape, jax.process_count())
     with sharding.layout(mesh, run.rules), model_dirs.held(model_dir):
         if skip_steps:
-            skips.leave_out_steps(model_dir, skip_steps, records.read(model_dir / records.LEDGER))
+            lines = records.read(model_dir / records.LEDGER)
+            observer.warned(skips.leave_out_steps(model_dir, skip_steps, lines))
             processes.sync("later checkpoints are out of the way")
         if (done := model_dirs.latest_step(model_dir)) >= run.steps:
             return done
-        for rollback in range(run.bad_steps.most + 1):
+        while True:
             try:
                 watched = watchdog or Watchdog()
                 return _train(run, config_text, model_dir, mesh, observer, stop, watched)
             except Diverged as bad:
-                done = model_dirs.latest_step(model_dir)
-                if run.bad_steps.then != "roll back" or bad.batch is None or not done:
-                    raise
-                if rollback == run.bad_steps.most:
-                    raise Diverged(f"{bad} The run was rolled back {rollback} times before.") from bad
-                first = checkpointing.position(model_dir, done)
-                skips.leave_out(model_dir, range(first, bad.batch + 1), why=str(bad))
-                observer.warned(
-                    f"{bad} Going back to step {done} and leaving out {bad.batch + 1 - first} batches."
-                )
-    raise AssertionError("the last rollback returns or raises")
+                _roll_back(run, model_dir, bad, observer)
+
+
+def _roll_back(run: RunConfig, model_dir: Path, bad: Diverged, observer: Observer) -> None:
+    """Leaves out what led from the newest checkpoint to the bad step; raises `bad` if that is not wanted."""
+    done = model_dirs.latest_step(model_dir)
+    if run.bad_steps.then != "roll back" or bad.batch is None or not done:
+        raise bad
+    before = skips.rollbacks(model_dir)
+    if before >= run.bad_steps.most:
+        raise Diverged(f"{bad} The run was rolled back {before} times before.") from bad
+    processes.sync("all know how often the run was rolled back")
+    first = checkpointing.position(model_dir, done)
+    skips.leave_out(model_dir, range(first, bad.batch + 1), why=str(bad), rolled_back_to=done)
+    observer.warned(f"{bad} Going back to step {done} and leaving out {bad.batch + 1 - first} batches.")
 
 
 def _train(
@@ -111,62 +116,76 @@ def _train(
 ) -> int:  # fmt: skip
     """`train`, once what is left out is known, until it is done, stopped or meets a bad step."""
     processes.sync("what is left out is written")
+    left_out = skips.read(model_dir)
+    processes.refuse_difference("The settings", config_text)
+    seen = f"{model_dirs.latest_step(model_dir)} {left_out}"
+    processes.refuse_difference("The checkpoints in the model dir", seen)
     with contextlib.ExitStack() as stack:
         # 1. Everything that can go wrong with the data does so here, before anything is written.
         watchdog.doing("the data to be opened")
         evaluation.check(run)
-        batches = pipeline.batches(run, skips=skips.read(model_dir))
+        batches = pipeline.batches(run, skips=left_out)
 
         # 2. The state: restored, with the position in the data, or fresh.
         watchdog.doing("the state to be restored or made")
         programs = step.programs(run)
         if model_dirs.latest_step(model_dir):
-            saved = stack.enter_context(contextlib.closing(_checkpoints(run, model_dir)))
+            saved = stack.enter_context(_checkpoints(run, model_dir))
             done, train_state = saved.restore_newest(programs.abstract_state(), batches, observer.warned)
-            batch = next(batches)
+            batch, unfinished = next(batches), saved.window(done)
         else:
-            done, batch = 0, next(batches)
+            done, batch, unfinished = 0, next(batches), []
             batches.check_saveable()
             train_state = _fresh(run, programs, observer)
         model_dirs.claim(model_dir, config_text)
         if not done:
-            saved = stack.enter_context(contextlib.closing(_checkpoints(run, model_dir)))
+            saved = stack.enter_context(_checkpoints(run, model_dir))
 
         # 3. What is about to happen.
         log = records.Records(model_dir, resumed_from=done, writes=jax.process_index() == 0)
         stack.enter_context(contextlib.closing(log))
+        processes.sync("the records end where the run goes on")
         log.event(done, "resumed" if done else "started", processes=jax.process_count())
         facts = describe(run, model_dir, done, state.count(train_state.params), mesh)
         observer.started(facts)
         if (warmup := getattr(run.optimizer.schedule, "warmup_steps", 0)) > run.steps:
             observer.warned(f"The warm-up takes {warmup:,} steps, and the run has {run.steps:,}.")
-        window = Window(run, facts, log)
+        for skip in skips.unsaid(model_dir, log.read_events()):
+            log.event(done, "left out", **skip)
+        window = Window(run, facts, log, unfinished)
+
+        def evaluate(at: int) -> None:
+            watchdog.doing(f"the evaluation after step {at}")
+            with window.paused():
+                figures = evaluation.evaluate(run, programs.eval_step, train_state.params, mesh)
+            if not math.isfinite(figures["loss"]):
+                raise Diverged(f"The held-out loss after step {at} is {figures['loss']}.")
+            log.metrics(at, "eval", figures)
+            observer.evaluated(at, figures)
+
+        if done and done % run.eval_period == 0 and not log.evaluated(done):
+            evaluate(done)  # which a run that was asked to stop left for later
 
         # 4. One turn a step. The device works on this step while the host reads the figures of the last one.
         for at in range(done + 1, run.steps + 1):
             watchdog.doing(f"step {at}, or for the one before it to end")
             train_state, sums = programs.train_step(train_state, pipeline.to_devices(batch, mesh, run.rules))
             window.push(at, sums, batches.position - 1)
-            leaving = stop(at) or at == run.steps
-            saving = at % run.checkpoint_period == 0 or leaving
-            if at % run.log_period == 0 or saving:  # a window ends where a run may begin again
+            asked = stop(at) and at < run.steps
+            last = at == run.steps
+            saving = at % run.checkpoint_period == 0 or asked or last
+            if at % run.log_period == 0 or last:
                 figures = window.close()
                 log.metrics(at, "train", figures)
                 observer.progressed(at, figures)
-            if at % run.eval_period == 0 or at == run.steps:
-                watchdog.doing(f"the evaluation after step {at}")
-                with window.paused():
-                    figures = evaluation.evaluate(run, programs.eval_step, train_state.params, mesh)
-                if not math.isfinite(figures["loss"]):
-                    raise Diverged(f"The held-out loss after step {at} is {figures['loss']}.")
-                log.metrics(at, "eval", figures)
-                observer.evaluated(at, figures)
+            if last or (at % run.eval_period == 0 and not asked):
+                evaluate(at)
             if saving:
                 watchdog.doing(f"the checkpoint of step {at}, or for the one before it to be written")
                 with window.paused():  # has read the step's figures: what is not finite is never saved
-                    saved.save(at, train_state, batches, config_text)
+                    saved.save(at, train_state, batches, config_text, window.unfinished)
                 observer.saved(at)
-            if leaving:
+            if asked or last:
                 break
             watchdog.doing(f"the data of step {at + 1}")
             batch = next(batches)  # after the save: the saved position is that of the saved state
@@ -176,8 +195,16 @@ def _train(
     return at
 
 
-def _checkpoints(run: RunConfig, model_dir: Path) -> Checkpoints:
-    return Checkpoints(model_dir, keep=run.keep_checkpoints, period=run.keep_period)
+@contextlib.contextmanager
+def _checkpoints(run: RunConfig, model_dir: Path) -> Iterator[Checkpoints]:
+    saved = Checkpoints(model_dir, keep=run.keep_checkpoints, period=run.keep_period)
+    try:
+        yield saved
+    except BaseException:
+        with contextlib.suppress(NotSaved):  # what is on its way says more
+            saved.close()
+        raise
+    saved.close()
 
 
 def _fresh(run: RunConfig, programs: step.Programs, observer: Observer) -> TrainState:
@@ -211,21 +238,20 @@ OF_A_STEP = ("gradient_norm", "parameter_norm", "learning_rate")
 class Window:
     """The steps since the last log line: their sums, and the time they took. Writes the ledger."""
 
-    def __init__(self, run: RunConfig, facts: Facts, log: records.Records):
+    def __init__(self, run: RunConfig, facts: Facts, log: records.Records, unfinished: Sequence[Sums]):
         self._log = log
         self._then, self._most = run.bad_steps.then, run.bad_steps.most
-        self._bad_in_a_row = 0
+        self._bad_in_a_row = log.bad_in_a_row()
         self._compiling = True
         device = jax.devices()[0]
         self._flops = facts.flops_per_step
         peak = run.peak_flops or hardware.peak_flops(device)
         self._peak = peak * jax.device_count() if peak else None
         self._pending: tuple[int, Any, int] | None = None
-        self._open()
+        self._open(unfinished)
 
-    def _open(self) -> None:
-        self._sums: list[dict[str, float]] = []
-        self._skipped = 0
+    def _open(self, unfinished: Sequence[Sums] = ()) -> None:
+        self.unfinished = list(unfinished)  # the sums of each step since the last line; a bad one has none
         self._timed, self._tokens = 0, 0.0
         self._began = time.perf_counter()
         self._pause = 0.0
@@ -258,13 +284,13 @@ class Window:
         self._bad_in_a_row = self._bad_in_a_row + 1 if bad else 0
         reason = _why_bad(values) if bad or not math.isfinite(values["parameter_norm"]) else ""
         if not reason:
-            self._sums.append(values)
+            self.unfinished.append(values)
             return
         self._log.event(at, "bad step", reason=reason, then=self._then)
         if self._then != "skip" or not bad or self._bad_in_a_row > self._most:
             in_a_row = f", {self._bad_in_a_row} bad steps in a row" if self._bad_in_a_row > 1 else ""
             raise Diverged(f"The {reason} at step {at}{in_a_row}.", batch)
-        self._skipped += 1
+        self.unfinished.append({})
 
     def paused(self) -> "_Pause":
         """A context whose time is not counted."""
@@ -279,11 +305,11 @@ class Window:
         """
         self.drain()
         figures: dict[str, float] = {}
-        if self._sums:
-            figures = metrics.figures(metrics.add(self._sums))
-            figures |= {name: self._sums[-1][name] for name in OF_A_STEP}
-        if self._skipped:
-            figures["skipped_steps"] = self._skipped
+        if good := [sums for sums in self.unfinished if sums]:
+            figures = metrics.figures(metrics.add(good))
+            figures |= {name: good[-1][name] for name in OF_A_STEP}
+        if skipped := len(self.unfinished) - len(good):
+            figures["skipped_steps"] = skipped
         if self._timed:
             seconds = time.perf_counter() - self._began - self._pause
             figures["tokens_per_second"] = self._tokens / seconds

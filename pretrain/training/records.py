@@ -84,6 +84,20 @@ class Records:
             for name, value in figures.items():
                 tf.summary.scalar(f"{kind}/{name}", value)
 
+    def read_events(self) -> list[dict]:
+        """The events so far."""
+        return [line for line in read(self._metrics.path) if line["kind"] == "event"]
+
+    def evaluated(self, step: int) -> bool:
+        """Whether there is an evaluation of this step."""
+        lines = read(self._metrics.path)
+        return any(line["step"] == step and line["kind"] == "eval" for line in lines)
+
+    def bad_in_a_row(self) -> int:
+        """How many of the newest steps were bad, one after the other."""
+        good = [at for at, line in enumerate(reversed(read(self._ledger.path))) if not line.get("bad")]
+        return good[0] if good else len(read(self._ledger.path))
+
     def event(self, step: int, event: str, **fields: Any) -> None:
         """Something that happened to the run: started, resumed, stopped, finished."""
         if self._writes:

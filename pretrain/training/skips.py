@@ -32,25 +32,52 @@ def leave_out(model_dir: Path, batches: range, **why: object) -> None:
         temporary.replace(model_dir / FILE)
 
 
-def leave_out_steps(model_dir: Path, steps: range, ledger: Sequence[Mapping[str, int]]) -> None:
+def rollbacks(model_dir: Path) -> int:
+    """How often the run went back by itself."""
+    return sum("rolled_back_to" in skip for skip in _skips(model_dir))
+
+
+def unsaid(model_dir: Path, events: Sequence[Mapping]) -> list[dict]:
+    """What is left out and no event "left out" says yet."""
+    said = [event["batches"] for event in events if event["event"] == "left out"]
+    return [skip for skip in _skips(model_dir) if skip["batches"] not in said]
+
+
+def leave_out_steps(model_dir: Path, steps: range, ledger: Sequence[Mapping[str, int]]) -> str:
     """Leaves out the batches that the ledger says these steps were fed, and goes back to before them.
 
     Checkpoints of later steps are moved into `abandoned/`. Done once: asked again, nothing changes.
 
-    Raises InputError if the run never made these steps.
+    Returns:
+        What was done, for a person.
+
+    Raises:
+        InputError: the run never made these steps, or has no checkpoint before them.
     """
-    asked = [steps.start, steps.stop]
+    asked, flag = [steps.start, steps.stop], f"--skip-steps {steps.start}:{steps.stop}"
     if any(skip.get("steps") == asked for skip in _skips(model_dir)):
-        return
+        return f"{flag} was done before; name more steps to leave out what they are fed now."
     fed = {line["step"]: line["batch"] for line in ledger}
     if missing := [step for step in steps if step not in fed]:
         raise InputError(
-            f"--skip-steps {steps.start}:{steps.stop} names step {missing[0]}, but the ledger of {model_dir} "
-            f"has {min(fed, default=0)} to {max(fed, default=0)}."
+            f"{flag} names step {missing[0]}, but the ledger of {model_dir} has {min(fed, default=0)} to "
+            f"{max(fed, default=0)}."
         )
+    saved = sorted(int(path.name) for path in (model_dir / DIRECTORY).glob("*") if path.name.isdigit())
+    before = max((step for step in saved if step < steps.start), default=None)
+    if before is None:
+        raise InputError(
+            f"{flag} needs a checkpoint before step {steps.start}, and the oldest in {model_dir} is of step "
+            f"{min(saved, default=0)}: name later steps, or train anew in another --model-dir."
+        )
+    later = [step for step in saved if step >= steps.start]
     if jax.process_index() == 0:
-        for path in list((model_dir / DIRECTORY).glob("*")):
-            if path.name.isdigit() and int(path.name) >= steps.start:
-                (model_dir / ABANDONED).mkdir(exist_ok=True)
-                path.rename(free_name(model_dir / ABANDONED / path.name))
+        for step in later:
+            (model_dir / ABANDONED).mkdir(exist_ok=True)
+            path = model_dir / DIRECTORY / str(step)
+            path.rename(free_name(model_dir / ABANDONED / path.name))
     leave_out(model_dir, range(fed[steps[0]], fed[steps[-1]] + 1), steps=asked)
+    moved = f"; the checkpoints of steps {', '.join(map(str, later))} are in {ABANDONED}/" if later else ""
+    return (
+        f"Going back to step {before}, leaving out what steps {steps.start} to {steps[-1]} were fed{moved}."
+    )

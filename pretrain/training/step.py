@@ -99,12 +99,18 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         if bad_steps.then == "skip":
             old = (state.params, state.opt_state)
-            params, opt_state = jax.tree.map(lambda x, y: jnp.where(bad, x, y), old, (params, opt_state))
+            params, opt_state = jax.tree.map(lambda x, y: _kept(bad, x, y), old, (params, opt_state))
         sums["bad"], sums["batch_hash"] = bad.astype(jnp.float32), batch_hash(batch)
         sums["parameter_norm"] = optax.tree.norm(params)
         return TrainState(state.step + 1, params, opt_state, state.key, recent), sums
 
     return train_step
+
+
+def _kept(bad: jax.Array, old: jax.Array, new: jax.Array) -> jax.Array:
+    """`old` if the step is bad; but the optimizer's counts go on, by which schedules know the step."""
+    is_count = new.ndim == 0 and jnp.issubdtype(new.dtype, jnp.integer)
+    return new if is_count else jnp.where(bad, old, new)
 
 
 def make_eval_step(graph: nnx.GraphDef, objective: Objective, token_bytes: np.ndarray) -> EvalStep:

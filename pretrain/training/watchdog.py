@@ -52,12 +52,14 @@ class Watchdog:
                 self._since = time.monotonic()  # once for every such time, and not every second
 
     def _report(self, waited: float) -> None:
-        print(
-            f"pretrain: for {waited:.0f} seconds the run has been waiting for {self._doing}"
-            f"{'; ending it' if self._ends else ''}. What every thread does:",
-            file=sys.stderr,
-            flush=True,
-        )
-        faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
-        if self._ends:
-            self._exit(EXIT_CODE)
+        try:
+            print(
+                f"pretrain: for {waited:.0f} seconds the run has been waiting for {self._doing}"
+                f"{'; ending it' if self._ends else ''}. What every thread does:",
+                file=sys.stderr,
+                flush=True,
+            )
+            faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+        finally:  # nobody may be reading
+            if self._ends:
+                self._exit(EXIT_CODE)

@@ -39,6 +39,8 @@ def main(sections: tuple[str, ...], number: int | None, jobs: int, work_dir: Pat
     for section in SECTIONS if "all" in sections else sections:
         with tempfile.TemporaryDirectory() as temporary:
             place = (work_dir or Path(temporary)) / section
+            if place.exists():
+                sys.exit(f"{place} is there already; give another --work-dir.")
             place.mkdir(parents=True)
             command = f"python scripts/reliability {section}"
             if section in ("kills", "terms"):

@@ -61,8 +61,10 @@ def said(done: subprocess.CompletedProcess, place: Path) -> str:
 def outcome(straight: Path, model_dir: Path, before: set[str]) -> tuple[str, str]:
     events = [line for line in records.read(model_dir / records.METRICS) if line.get("event") == "resumed"]
     lost = before - set(checkpoints(model_dir)) - {"5"}  # three are kept
+    if lost:
+        return "", f"lost {', '.join(lost)}"
     if model_dirs.latest_step(model_dir) < STEPS:
-        return "", "checkpoints as they were" if not lost else f"lost {', '.join(lost)}"
+        return "", "checkpoints as they were"
     different = [each.what for each in compare(straight, model_dir, STEPS) if each.different]
     return (
         f"step {events[-1]['step']}",
@@ -89,6 +91,7 @@ def cases(stopped: Path) -> Iterator[tuple[str, Case]]:
     for part in ("state", "data", "config"):
         for how, change in CHANGES.items():
             yield f"{part} of the newest checkpoint {how}", copied(changed(part, change, [NEWEST]))
+    yield "another number as the position in the data", copied(another_position)
     yield "a bit flipped in every checkpoint", copied(changed("state", flip_a_bit, [5, 10, NEWEST]))
     yield "the newest checkpoint was not finished", copied(unfinished)
     yield "another run in the model dir", copied_and_taken(stopped)
@@ -117,6 +120,11 @@ def changed(part: str, change: Callable[[Path], None], steps: list[int]) -> Call
             change(max((path for path in files if path.is_file()), key=lambda path: path.stat().st_size))
 
     return change_all
+
+
+def another_position(model_dir: Path) -> None:
+    (path,) = (model_dir / DIRECTORY / str(NEWEST) / "data").glob("iterator_*.json")
+    path.write_text(path.read_text().replace(f'"position": {NEWEST}', '"position": 11'))
 
 
 def unfinished(model_dir: Path) -> None:

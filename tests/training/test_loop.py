@@ -8,6 +8,7 @@ import pytest
 from pretrain import optim, pipeline
 from pretrain.bad_steps import BadSteps
 from pretrain.checkpointing import Checkpoints, NotSaved
+from pretrain.comparison import compare
 from pretrain.errors import InputError
 from pretrain.fingerprint import batch_hash, hexadecimal
 from pretrain.parallel import sharding
@@ -96,19 +97,26 @@ def test_a_skipped_step_changes_nothing_but_the_count(make_run, train, monkeypat
     poison(monkeypatch, run, [5])
     train(run)
     train(make_run(steps=5, bad_steps=run.bad_steps), "five")
-    for name in ("params", "opt_state"):
-        saved = [arrays(tmp_path / where, at)[name] for where, at in (("model", 6), ("five", 5))]
-        assert_equal(*map(jax.tree.leaves, saved))
+    six, five = arrays(tmp_path / "model", 6), arrays(tmp_path / "five", 5)
+    assert_equal(*(jax.tree.leaves(saved["params"]) for saved in (six, five)))
+    for one, other in zip(*(jax.tree.leaves(saved["opt_state"]) for saved in (six, five)), strict=True):
+        if one.ndim or not np.issubdtype(one.dtype, np.integer):
+            np.testing.assert_array_equal(one, other)
+        else:
+            assert (one, other) == (6, 5)  # by these the schedule knows the step
     (figures,) = [f for f in lines(tmp_path / "model", "metrics") if f["kind"] == "train" and f["step"] == 6]
     assert figures["skipped_steps"] == 1
     assert np.isfinite(figures["loss"])
 
 
-def test_too_many_skipped_in_a_row_stop_the_run(make_run, train, monkeypatch):
+def test_too_many_skipped_in_a_row_stop_the_run(make_run, train, monkeypatch, tmp_path, watcher):
     run = make_run(bad_steps=BadSteps(then="skip", most=2))
     poison(monkeypatch, run, [4, 5, 6])
     with pytest.raises(loop.Diverged, match="at step 7, 3 bad steps in a row"):
         train(run)
+    with pytest.raises(loop.Diverged, match="at step 7, 3 bad steps in a row"):  # stopped between them or not
+        loop.train(run, "", tmp_path / "stopped", watcher, lambda step: step == 6)
+        loop.train(run, "", tmp_path / "stopped", watcher, lambda step: False)
 
 
 def test_a_rollback_leaves_out_what_led_to_the_bad_step(
@@ -120,6 +128,8 @@ def test_a_rollback_leaves_out_what_led_to_the_bad_step(
     fed = [line["batch"] for line in lines(tmp_path / "model", "ledger")]
     assert fed == [0, 1, 2, 3, *range(6, 14)]
     assert watcher.warnings == ["The loss is nan at step 6. Going back to step 4 and leaving out 2 batches."]
+    (said,) = [line for line in lines(tmp_path / "model", "metrics") if line.get("event") == "left out"]
+    assert (said["step"], said["batches"], said["why"]) == (4, [4, 6], "The loss is nan at step 6.")
 
 
 def test_a_rollback_without_a_checkpoint_stops(make_run, train, monkeypatch):
@@ -136,7 +146,7 @@ def test_a_run_that_is_bad_again_and_again_is_not_rolled_back_for_ever(make_run,
         train(run)
 
 
-def test_steps_are_left_out_of_a_run_that_was_complete(make_run, train, tmp_path, lines):
+def test_steps_are_left_out_of_a_run_that_was_complete(make_run, train, tmp_path, lines, watcher):
     run = make_run()
     train(run)
     assert train(run, skip_steps=range(6, 8)) == 12
@@ -146,6 +156,16 @@ def test_steps_are_left_out_of_a_run_that_was_complete(make_run, train, tmp_path
     before = (model_dir / "ledger.jsonl").read_text()
     train(run, skip_steps=range(6, 8))  # the same command again has nothing more to leave out
     assert (model_dir / "ledger.jsonl").read_text() == before
+    assert watcher.warnings == [
+        "Going back to step 4, leaving out what steps 6 to 7 were fed; the checkpoints of steps 8, 12 are in "
+        "abandoned/.",
+        "--skip-steps 6:8 was done before; name more steps to leave out what they are fed now.",
+    ]
+    with pytest.raises(
+        InputError, match=r"2:4 needs a checkpoint before step 2, and the oldest .* is of step 4"
+    ):
+        train(run, skip_steps=range(2, 4))
+    assert sorted(path.name for path in (model_dir / "checkpoints").iterdir()) == ["12", "4", "8"]
     with pytest.raises(InputError, match="names step 13, but the ledger"):
         train(run, skip_steps=range(12, 14))
 
@@ -153,12 +173,12 @@ def test_steps_are_left_out_of_a_run_that_was_complete(make_run, train, tmp_path
 def test_what_is_left_out_stays_so_when_the_run_is_resumed(make_run, train, tmp_path, lines):
     run = make_run()
     train(run)
-    train(run, skip_steps=range(2, 4))
+    train(run, skip_steps=range(6, 8))
     whole = final(tmp_path, run)
     stopped = iter(range(100))
     loop.train(run, "", tmp_path / "other", _silent(), lambda step: False)
     loop.train(
-        run, "", tmp_path / "other", _silent(), lambda step: next(stopped) == 4, skip_steps=range(2, 4)
+        run, "", tmp_path / "other", _silent(), lambda step: next(stopped) == 2, skip_steps=range(6, 8)
     )
     loop.train(run, "", tmp_path / "other", _silent(), lambda step: False)
     assert_equal(whole, final(tmp_path, run, "other"))
@@ -187,6 +207,31 @@ def test_a_damaged_checkpoint_is_moved_aside_and_the_one_before_is_used(
     assert (model_dir / "damaged" / "8").is_dir()
     assert_equal(final(tmp_path, run), final(tmp_path, run, "whole"))
     assert lines(model_dir, "ledger") == lines(tmp_path / "whole", "ledger")
+
+
+def test_figures_do_not_depend_on_where_a_run_was_stopped(make_run, train, tmp_path, watcher, lines):
+    """Not within a window of the log, and not where an evaluation is due, which is made up for."""
+    run, model_dir = make_run(log_period=5, eval_period=3), tmp_path / "stopped"
+    train(run, "whole")
+    for at in (3, 7, 12):
+        loop.train(run, "config", model_dir, watcher, lambda step, at=at: step == at)
+        assert model_dirs.latest_step(model_dir) == at
+    found = {each.what: (each.equal, each.different) for each in compare(tmp_path / "whole", model_dir, 12)}
+    assert found["training figures"] == (3, 0)
+    assert found["held-out figures"] == (4, 0)
+    assert not any(different for _, different in found.values())
+
+
+def test_what_stops_a_run_is_not_hidden_by_a_save_that_fails_later(make_run, train, monkeypatch):
+    run = make_run()
+    poison(monkeypatch, run, [5])
+
+    def close(self):
+        raise NotSaved("full")
+
+    monkeypatch.setattr(Checkpoints, "close", close)
+    with pytest.raises(loop.Diverged, match="The loss is nan at step 6"):
+        train(run)
 
 
 def test_a_model_dir_serves_one_run_at_a_time(make_run, train, tmp_path):

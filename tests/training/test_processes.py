@@ -1,6 +1,7 @@
 """Real processes that meet over `jax.distributed` make one run."""
 
 import json
+import shutil
 import signal
 import socket
 import sys
@@ -96,6 +97,35 @@ def test_when_one_is_killed_the_other_ends_and_both_go_on(place):
     place.ended(*processes)
     steps = [line["step"] for line in place.lines("killed", "ledger")]
     assert steps == list(range(1, steps[-1] + 1))
+
+
+@pytest.mark.slow
+def test_damage_that_one_process_meets_sends_all_back(place):
+    words = (*TRAIN, "cut", "--gin.steps=12", "--gin.checkpoint_period=4")
+    whole = place.ended(*place.launch_several(2, *words))
+    assert [code for code, _, _ in whole] == [0, 0], whole
+    ledger = place.lines("cut", "ledger")
+    checkpoints = place.directory / "cut/checkpoints"
+    shutil.rmtree(checkpoints / "12")
+    path = checkpoints / "8/data/iterator_00001_of_00002.json"
+    path.write_text(path.read_text()[:-5])
+    again = place.ended(*place.launch_several(2, *words))
+    assert [code for code, _, _ in again] == [0, 0], again
+    assert "(another process cannot read it)" in again[0][1] and "going on from step 4" in again[0][1]
+    assert (place.directory / "cut/damaged/8").is_dir()
+    assert place.lines("cut", "ledger") == ledger
+
+
+@pytest.mark.slow
+def test_processes_with_other_settings_are_refused(place):
+    one, other = (f"--gin.seed={seed}" for seed in (1, 2))
+    meeting = ("--coordinator", f"localhost:{place.free_port()}", "--processes", "2", "--process")
+    processes = [
+        place.launch(*TRAIN, "differ", *meeting, str(index), seed) for index, seed in enumerate((one, other))
+    ]
+    for code, _, err in place.ended(*processes):
+        assert code == 2, err
+    assert not (place.directory / "differ/config.gin").exists()
 
 
 FAILS = """\
