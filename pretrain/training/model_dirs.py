@@ -78,13 +78,9 @@ def held(model_dir: Path) -> Iterator[None]:
         yield
         return
     made = [path for path in (model_dir, *model_dir.absolute().parents) if not path.exists()]
-    try:
+    with _writable(model_dir):
         model_dir.mkdir(parents=True, exist_ok=True)
         lock = (model_dir / LOCK).open("a+")
-    except OSError as error:
-        raise InputError(
-            f"{model_dir} cannot be written ({error.strerror}): make it so, or give another --model-dir."
-        ) from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -94,14 +90,16 @@ def held(model_dir: Path) -> Iterator[None]:
             raise InputError(
                 f"{model_dir} is in use by another run, {who}: wait for it, or give another --model-dir."
             ) from None
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        lock.flush()
+        with _writable(model_dir):
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+            lock.flush()
         try:
             yield
         finally:
             if not (model_dir / CONFIG).exists():
                 (model_dir / LOCK).unlink()
+                (model_dir / f"{CONFIG}.tmp").unlink(missing_ok=True)
                 for path in made:
                     path.rmdir()
 
@@ -110,10 +108,21 @@ def claim(model_dir: Path, config_text: str) -> None:
     """Makes `model_dir` the home of the run with this config; one process does it for all."""
     if jax.process_index() != 0:
         return
-    model_dir.mkdir(parents=True, exist_ok=True)
-    temporary = model_dir / f"{CONFIG}.tmp"
-    temporary.write_text(config_text)
-    temporary.replace(model_dir / CONFIG)
+    with _writable(model_dir):
+        model_dir.mkdir(parents=True, exist_ok=True)
+        temporary = model_dir / f"{CONFIG}.tmp"
+        temporary.write_text(config_text)
+        temporary.replace(model_dir / CONFIG)
+
+
+@contextlib.contextmanager
+def _writable(model_dir: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{model_dir} cannot be written ({error.strerror}): make it so, or give another --model-dir."
+        ) from error
 
 
 def latest_step(model_dir: Path) -> int:

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -36,15 +36,21 @@ class Lines:
             return
         kept = [line for line in self.path.read_text().splitlines() if _step(line) <= step]
         temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(f"{line}\n" for line in kept))
-        temporary.replace(self.path)
+        with self._writing(step):
+            temporary.write_text("".join(f"{line}\n" for line in kept))
+            temporary.replace(self.path)
 
     def write(self, step: int, **fields: Any) -> None:
-        try:
+        with self._writing(step):
             if self._file is None:
                 self._file = self.path.open("a")
             self._file.write(json.dumps({"step": step, **fields}) + "\n")
             self._file.flush()
+
+    @contextlib.contextmanager
+    def _writing(self, step: int) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise NotWritten(
                 f"{self.path} could not be written after step {step} ({error.strerror})."
