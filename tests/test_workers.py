@@ -109,8 +109,11 @@ def alive(process: int) -> bool:
 def test_workers_end_with_the_command(helpers, tmp_path, number):
     files = [tmp_path / "a", tmp_path / "b"]
     program = (
+        "import signal\n"
         "from pathlib import Path\n"
         "from pretrain import workers\n"
+        # Ignored where the tests run in the background of a shell.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import worker_helpers\n"
         f"jobs = [Path(name) for name in {[str(file) for file in files]!r}]\n"
         "workers.run(jobs, worker_helpers.start, 2, lambda report: None)\n"

@@ -11,7 +11,7 @@ import pytest
 
 import pretrain
 from pretrain import caching
-from pretrain.data.manifest import MANIFEST
+from pretrain.data.manifest import LOCK, MANIFEST
 from pretrain.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("own_directory")
@@ -39,6 +39,7 @@ def state(directory: str) -> dict[str, tuple[str, int]]:
     return {
         path.name: (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns)
         for path in Path(directory).iterdir()
+        if path.name != LOCK
     }
 
 
