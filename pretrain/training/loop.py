@@ -75,7 +75,7 @@ def train(
         The last step.
 
     Raises:
-        Diverged: at the first bad step, or or at one too many where `run.bad_steps` goes on.
+        Diverged: at the first bad step, or at one too many where `run.bad_steps` goes on.
         checkpointing.NotSaved: a checkpoint could not be written.
     """
     run.check()
