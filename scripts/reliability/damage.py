@@ -96,7 +96,9 @@ def cases(stopped: Path) -> Iterator[tuple[str, Case]]:
     yield "the newest checkpoint was not finished", copied(unfinished)
     yield "another run in the model dir", copied_and_taken(stopped)
     if os.geteuid() == 0:  # who may mount
-        yield "a disk that is full", on_a_disk(stopped, "size=3m,mode=755")
+        pages = [-(-path.stat().st_size // 4096) + 1 for path in stopped.rglob("*")]
+        room = 4 * (sum(pages) + 40)  # for what is there, and hardly more
+        yield "a disk that is full", on_a_disk(stopped, f"size={room}k")
         yield "a disk that is read-only", on_a_disk(stopped, "size=100m", then="remount,ro")
 
 
