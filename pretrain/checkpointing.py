@@ -105,7 +105,7 @@ class Checkpoints:
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
                     data=_DataSave(batches),
-                    config=ocp.args.JsonSave(about),
+                    config=ocp.args.JsonSave({**about, "checksum": positions.checksum(about)}),
                 ),
             )
         if not begun:
@@ -257,8 +257,11 @@ def position(model_dir: Path, step: int) -> int:
 
 
 def about(path: Path) -> dict[str, Any]:
-    """What a checkpoint says of itself: `config`, `fingerprint`, `window`."""
-    return ocp.JsonCheckpointHandler().restore(_item(path, "config"), args=ocp.args.JsonRestore())
+    """What a checkpoint says of itself: `config`, `fingerprint`, `window`. Raises ValueError."""
+    said = ocp.JsonCheckpointHandler().restore(_item(path, "config"), args=ocp.args.JsonRestore())
+    if said.pop("checksum", None) != positions.checksum(said):
+        raise ValueError("its config is not what was written")
+    return said
 
 
 def _item(path: Path, name: str) -> epath.Path:

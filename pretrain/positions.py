@@ -12,7 +12,7 @@ from pretrain.errors import InputError
 def write(path: Path, position: int, identity: Mapping[str, str]) -> None:
     """Writes `path`.json, with a checksum: no other batch is read because a bit flipped."""
     about = {"position": position, "identity": dict(identity)}
-    path.with_suffix(".json").write_text(json.dumps({**about, "checksum": _checksum(about)}))
+    path.with_suffix(".json").write_text(json.dumps({**about, "checksum": checksum(about)}))
 
 
 def read(path: Path, identity: Mapping[str, str] | None = None) -> int:
@@ -21,7 +21,7 @@ def read(path: Path, identity: Mapping[str, str] | None = None) -> int:
     Raises ValueError if it is not what was written, InputError if it is one in other data than `identity`.
     """
     about = json.loads(path.with_suffix(".json").read_text())
-    if about.pop("checksum", None) != _checksum(about):
+    if about.pop("checksum", None) != checksum(about):
         raise ValueError(f"{path.name}.json is not what was written")
     before = about["identity"]
     now = before if identity is None else identity
@@ -34,5 +34,6 @@ def read(path: Path, identity: Mapping[str, str] | None = None) -> int:
     return about["position"]
 
 
-def _checksum(about: Mapping[str, Any]) -> str:
+def checksum(about: Mapping[str, Any]) -> str:
+    """Of what JSON makes of it."""
     return hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=8).hexdigest()

@@ -113,6 +113,18 @@ def test_a_position_that_is_not_what_was_written_is_damage(tmp_path):
     saved.close()
 
 
+@pytest.mark.parametrize("name", ["fingerprint", "params", "window", "text"])
+def test_any_bit_of_the_config_that_flipped_is_damage(tmp_path, name):
+    saved = checkpointing.Checkpoints(tmp_path)
+    saved.save(2, state(2.0), batches(), "text", [{"loss": 1.5}])
+    saved.wait()
+    (path,) = (path for path in (tmp_path / "checkpoints/2/config").rglob("*") if path.name == "metadata")
+    path.write_text(path.read_text().replace(name, name[:-1] + "_"))
+    with pytest.raises(checkpointing.Damaged):
+        saved.restore(2, jax.eval_shape(lambda: state(0.0)), batches())
+    saved.close()
+
+
 @pytest.mark.parametrize(
     "trouble",
     [

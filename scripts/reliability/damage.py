@@ -47,7 +47,12 @@ def table(place: Path) -> list[tuple[str, ...]]:
 
 def checkpoints(model_dir: Path) -> list[str]:
     """All that are there, those set aside too."""
-    return [path.name for place in (DIRECTORY, "damaged") for path in (model_dir / place).glob("[0-9]*")]
+    return [
+        path.name
+        for place in (DIRECTORY, "damaged")
+        for path in (model_dir / place).glob("*")
+        if path.name.isdigit()
+    ]
 
 
 def said(done: subprocess.CompletedProcess, place: Path) -> str:
