@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from pretrain import positions
+from pretrain.data.manifest import checksum_of
 from pretrain.errors import InputError
 from pretrain.fingerprint import fingerprint
 from pretrain.indexed import IndexedBatches
@@ -105,7 +106,7 @@ class Checkpoints:
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
                     data=_DataSave(batches),
-                    config=ocp.args.JsonSave({**about, "checksum": positions.checksum(about)}),
+                    config=ocp.args.JsonSave({**about, "checksum": checksum_of(about)}),
                 ),
             )
         if not begun:
@@ -259,7 +260,7 @@ def position(model_dir: Path, step: int) -> int:
 def about(path: Path) -> dict[str, Any]:
     """What a checkpoint says of itself: `config`, `fingerprint`, `window`. Raises ValueError."""
     said = ocp.JsonCheckpointHandler().restore(_item(path, "config"), args=ocp.args.JsonRestore())
-    if said.pop("checksum", None) != positions.checksum(said):
+    if said.pop("checksum", None) != checksum_of(said):
         raise ValueError("its config is not what was written")
     return said
 

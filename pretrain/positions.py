@@ -1,18 +1,17 @@
 """A place in the data, as a checkpoint keeps it: which batch comes next, and in what data."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from pretrain.data.manifest import checksum_of
 from pretrain.errors import InputError
 
 
 def write(path: Path, position: int, identity: Mapping[str, str]) -> None:
     """Writes `path`.json, with a checksum: no other batch is read because a bit flipped."""
     about = {"position": position, "identity": dict(identity)}
-    path.with_suffix(".json").write_text(json.dumps({**about, "checksum": checksum(about)}))
+    path.with_suffix(".json").write_text(json.dumps({**about, "checksum": checksum_of(about)}))
 
 
 def read(path: Path, identity: Mapping[str, str] | None = None) -> int:
@@ -21,7 +20,7 @@ def read(path: Path, identity: Mapping[str, str] | None = None) -> int:
     Raises ValueError if it is not what was written, InputError if it is one in other data than `identity`.
     """
     about = json.loads(path.with_suffix(".json").read_text())
-    if about.pop("checksum", None) != checksum(about):
+    if about.pop("checksum", None) != checksum_of(about):
         raise ValueError(f"{path.name}.json is not what was written")
     before = about["identity"]
     now = before if identity is None else identity
@@ -32,8 +31,3 @@ def read(path: Path, identity: Mapping[str, str] | None = None) -> int:
             "was there when the run began, or start in another --model-dir."
         )
     return about["position"]
-
-
-def checksum(about: Mapping[str, Any]) -> str:
-    """Of what JSON makes of it."""
-    return hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=8).hexdigest()

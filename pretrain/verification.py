@@ -196,9 +196,8 @@ class Sight:
         return "step", step
 
     def _step(self) -> int:
-        if (
-            _version(self.model_dir / LEDGER) == self._old_ledger
-        ):  # a run that goes on begins by writing it anew
+        # A run that goes on begins by writing it anew.
+        if _version(self.model_dir / LEDGER) == self._old_ledger:
             return self.resumed_from
         lines = _last_lines(self.model_dir / LEDGER)
         return json.loads(lines[-1])["step"] if lines else self.resumed_from

@@ -288,9 +288,14 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def checksum_of(content: Mapping[str, Any]) -> str:
+    """The digest of what JSON makes of it, the keys in order."""
+    return digest(json.dumps(content, sort_keys=True).encode())
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes an object, with a checksum of itself."""
-    checksum = digest(json.dumps(content, sort_keys=True).encode())
+    checksum = checksum_of(content)
     with replacing(path) as partial:
         partial.write_text(json.dumps({**content, "checksum": checksum}, indent=1) + "\n")
 
@@ -302,6 +307,6 @@ def read_json(path: Path) -> dict[str, Any]:
         checksum = content.pop("checksum")
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise damage(path, "it is not what was written") from error
-    if checksum != digest(json.dumps(content, sort_keys=True).encode()):
+    if checksum != checksum_of(content):
         raise damage(path, "its checksum is wrong")
     return content

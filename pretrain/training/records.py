@@ -1,6 +1,7 @@
 """The files of a model dir that people and tools read: metrics.jsonl, ledger.jsonl, tensorboard/."""
 
 import contextlib
+import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -101,8 +102,8 @@ class Records:
 
     def bad_in_a_row(self) -> int:
         """How many of the newest steps were bad, one after the other."""
-        good = [at for at, line in enumerate(reversed(read(self._ledger.path))) if not line.get("bad")]
-        return good[0] if good else len(read(self._ledger.path))
+        newest_first = reversed(read(self._ledger.path))
+        return len(list(itertools.takewhile(lambda line: line.get("bad"), newest_first)))
 
     def event(self, step: int, event: str, **fields: Any) -> None:
         """Something that happened to the run: started, resumed, stopped, finished."""
