@@ -13,6 +13,14 @@ MAD_OF_NORMAL = 1.4826  # standard deviations in a median absolute deviation of 
 LEAST_SPREAD = 0.01  # of the median, so that a quiet stretch does not make a small step up a spike
 
 
+class Diverged(RuntimeError):
+    """A step is bad, and the run ends there. batch: the position of what the step was fed."""
+
+    def __init__(self, message: str, batch: int | None = None):
+        super().__init__(message)
+        self.batch = batch
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BadSteps:
     """A step is bad if its loss or gradient is not finite, or if its loss is a spike.

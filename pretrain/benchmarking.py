@@ -175,7 +175,7 @@ def train(
 
     Raises:
         InputError: the run is wrong.
-        loop.Diverged: a loss is not finite.
+        bad_steps.Diverged: a loss is not finite.
     """
     run.check()
     mesh = run.mesh.build()

@@ -18,6 +18,7 @@ import seqio
 import tensorflow as tf
 
 from pretrain import workers
+from pretrain.data import reading
 from pretrain.data.manifest import (
     FORMAT,
     Manifest,
@@ -277,8 +278,7 @@ def _stream(task: seqio.Task, job: Job) -> Iterator[np.ndarray]:
             use_cached=False,
             try_in_mem_cache=False,
         )
-    options = tf.data.Options()
-    options.deterministic = True
+    options = reading.options()
     options.threading.private_threadpool_size = job.threads
     # Large pieces, however short the documents, since Python takes its time for each.
     ended = dataset.map(lambda example: tf.concat([example["targets"], [END]], axis=0))

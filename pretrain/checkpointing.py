@@ -61,6 +61,17 @@ class _DataSave(ocp.args.CheckpointArgs):
     batches: Batches
 
 
+class _Manager(ocp.CheckpointManager):
+    """Does not ask JAX itself whether the run is to stop.
+
+    It would from a thread of its own and by the numbers of older steps, and by those numbers the processes
+    agree where to stop (`training/stopping.py`).
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
 class Checkpoints:
     """The checkpoints of one model directory.
 
@@ -72,7 +83,7 @@ class Checkpoints:
     ):
         self.directory = model_dir.resolve() / DIRECTORY
         self._damaged = model_dir.resolve() / DAMAGED
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep,

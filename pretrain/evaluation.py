@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import numpy as np
@@ -17,23 +17,38 @@ from pretrain.training.state import Params
 from pretrain.training.step import EvalStep
 
 
+class Stopped(Exception):
+    """An evaluation was asked to stop before its end."""
+
+
 def check(run: RunConfig) -> None:
     """Raises InputError if there is nothing to evaluate on; better known before training than after."""
     next(pipeline.batches(run, training=False))
 
 
 def evaluate(
-    run: RunConfig, eval_step: EvalStep, params: Params, mesh: jax.sharding.Mesh, split: str | None = None
-) -> dict[str, float]:
-    """Figures over `run.eval_batches` batches of `split` (None: all of it), the same examples every time."""
+    run: RunConfig, eval_step: EvalStep, params: Params, mesh: jax.sharding.Mesh, *,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, float]:  # fmt: skip
+    """Figures over `run.eval_batches` batches of its `eval_split` (None: all), the same every time.
+
+    stop: asked after every batch. Raises Stopped when it says so.
+    """
     run.check_batch(mesh.shape, jax.process_count())
-    sums = [eval_step(params, pipeline.to_devices(batch, mesh, run.rules)) for batch in held_out(run, split)]
-    return metrics.figures(metrics.add(jax.device_get(sums)))
+    sums: list[Mapping[str, float]] = []
+    running = None  # the device works on this batch while the host reads the sums of the last one
+    for batch in held_out(run):
+        before, running = running, eval_step(params, pipeline.to_devices(batch, mesh, run.rules))
+        if before is not None:
+            sums.append(jax.device_get(before))
+        if stop():
+            raise Stopped
+    return metrics.figures(metrics.add([*sums, jax.device_get(running)]))
 
 
-def held_out(run: RunConfig, split: str | None = None) -> Iterator[pipeline.Batch]:
+def held_out(run: RunConfig) -> Iterator[pipeline.Batch]:
     """This process's batches of an evaluation; all processes get as many, the short ones padding."""
-    batches = pipeline.batches(run, split, training=False)
+    batches = pipeline.batches(run, training=False)
     first = next(batches)
     padding = {name: np.zeros_like(value) for name, value in first.items()}
     stream = itertools.islice(itertools.chain([first], batches), run.eval_batches)

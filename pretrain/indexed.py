@@ -15,6 +15,7 @@ import seqio
 import tensorflow as tf
 
 from pretrain import positions
+from pretrain.data import reading
 from pretrain.data import vocabulary as vocabularies
 from pretrain.data.order import Mix, hashed, shuffled
 from pretrain.data.store import Store
@@ -198,9 +199,7 @@ class IndexedBatches(Iterator[Batch]):
         )
         batches = tf.data.Dataset.from_generator(examples, output_signature=signature)
         rows = _rows_of(run, batches)
-        options = tf.data.Options()
-        options.deterministic = True
-        return rows.batch(len(self._rows), drop_remainder=True).prefetch(4).with_options(options)
+        return rows.batch(len(self._rows), drop_remainder=True).prefetch(4).with_options(reading.options())
 
 
 def _rows_of(run: RunConfig, batches: tf.data.Dataset) -> tf.data.Dataset:

@@ -17,6 +17,7 @@ import seqio
 import tensorflow as tf
 
 from pretrain import positions
+from pretrain.data import reading
 from pretrain.data import vocabulary as vocabularies
 from pretrain.errors import InputError
 from pretrain.indexed import IndexedBatches
@@ -73,9 +74,7 @@ def batches(
     split = split or (run.train_split if training else run.eval_split)
     rows = run.batch_size // processes
     dataset = examples(run, split, training=training, shard=shard).batch(rows, drop_remainder=training)
-    options = tf.data.Options()
-    options.deterministic = True
-    dataset = dataset.prefetch(4).with_options(options)
+    dataset = dataset.prefetch(4).with_options(reading.options())
     name = f"split {split!r} of task {run.corpus().name!r}"
     return Batches(dataset, rows, name, identity(run, split), skips)
 

@@ -25,7 +25,7 @@ from pretrain.comparison import Comparison, compare
 from pretrain.errors import InputError
 from pretrain.run import RunConfig
 from pretrain.training.model_dirs import latest_step
-from pretrain.training.records import LEDGER, METRICS
+from pretrain.training.records import LEDGER, METRICS, finished
 
 Moment = Literal["start", "step", "save", "evaluation"]
 MOMENTS: tuple[Moment, ...] = ("step", "save", "evaluation", "start")
@@ -110,7 +110,7 @@ def verify(
     with launch(straight, 1) as launched:
         pace = _watched(launched, Sight(straight, run), observer)
     done: list[Kill] = []
-    while latest_step(killed) < run.steps:
+    while not finished(killed, run.steps):
         sight = Sight(killed, run)
         observer.began(f"launch {len(done) + 1} of the run that is killed")
         with launch(killed, len(done) + 1) as launched:

@@ -42,6 +42,7 @@ def command(
 
     options.quiet_logs()
     from pretrain import config
+    from pretrain.bad_steps import Diverged
     from pretrain.checkpointing import NotSaved
     from pretrain.cli.console import ConsoleObserver
     from pretrain.training import loop, model_dirs, records
@@ -56,7 +57,7 @@ def command(
         model_dirs.refuse_another_run(model_dir, text, config.difference, config.data_difference)
     console = Console(markup=False)
     done = model_dirs.latest_step(model_dir)
-    if done >= run.steps and not skipped:
+    if done >= run.steps and records.finished(model_dir, run.steps) and not skipped:
         console.print(
             f"{model_dir} is complete: step {done:,} of {run.steps:,}. Nothing to do.", soft_wrap=True
         )
@@ -65,14 +66,14 @@ def command(
     try:
         with Stop() as stop, Watchdog(stall_seconds, ends=end_on_stall) as watchdog:
             last = loop.train(run, text, model_dir, observer, stop, watchdog=watchdog, skip_steps=skipped)
-    except (loop.Diverged, NotSaved, records.NotWritten) as error:
+    except (Diverged, NotSaved, records.NotWritten) as error:
         observer.stop()
         kept = _what_is_left(model_dirs.latest_step(model_dir))
         click.echo(f"pretrain: {error} {kept}; {ADVICE[type(error).__name__]}.", err=True)
         sys.exit(1)
     finally:
         observer.stop()
-    if last < run.steps:
+    if not records.finished(model_dir, run.steps):
         console.print(f"Stopped and saved at step {last:,}; run the same command to go on.")
     else:
         console.print(f"Done: step {last:,}. Next: pretrain evaluate {model_dir}", soft_wrap=True)

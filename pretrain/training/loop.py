@@ -3,30 +3,22 @@
 import contextlib
 import dataclasses
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 
-from pretrain import checkpointing, evaluation, metrics, pipeline
-from pretrain.checkpointing import Checkpoints, NotSaved, Sums
-from pretrain.fingerprint import hexadecimal
+from pretrain import checkpointing, evaluation, pipeline
+from pretrain.bad_steps import Diverged
+from pretrain.checkpointing import Checkpoints, NotSaved
 from pretrain.parallel import processes, sharding
 from pretrain.run import RunConfig
-from pretrain.training import hardware, loading, model_dirs, records, skips, state, step
+from pretrain.training import loading, model_dirs, records, skips, state, step
 from pretrain.training.state import TrainState
 from pretrain.training.watchdog import Watchdog
+from pretrain.training.window import Window
 from pretrain.warm_start import Plan
-
-
-class Diverged(RuntimeError):
-    """A step is bad; the last good checkpoint is where it was. batch: the position of what it was fed."""
-
-    def __init__(self, message: str, batch: int | None = None):
-        super().__init__(message)
-        self.batch = batch
 
 
 class Observer(Protocol):
@@ -67,7 +59,8 @@ def train(
     """Trains from the newest checkpoint in `model_dir` (or from scratch) to `run.steps`.
 
     Args:
-        stop: asked after every step; when it says so, the run is saved and left.
+        stop: asked after every step, and after every batch of an evaluation, with the newest step; when it
+            says so, the run is saved and left. An evaluation that was left is made when the run goes on.
         watchdog: told what the loop waits for.
         skip_steps: go back to before these steps, and leave out what they were fed.
 
@@ -86,8 +79,8 @@ def train(
             lines = records.read(model_dir / records.LEDGER)
             observer.warned(skips.leave_out_steps(model_dir, skip_steps, lines))
             processes.sync("later checkpoints are out of the way")
-        if (done := model_dirs.latest_step(model_dir)) >= run.steps:
-            return done
+        if records.finished(model_dir, run.steps) and model_dirs.latest_step(model_dir) >= run.steps:
+            return run.steps
         while True:
             try:
                 watched = watchdog or Watchdog()
@@ -145,53 +138,60 @@ def _train(
         log = records.Records(model_dir, resumed_from=done, writes=jax.process_index() == 0)
         stack.enter_context(contextlib.closing(log))
         processes.sync("the records end where the run goes on")
+        history = records.History(model_dir)
         log.event(done, "resumed" if done else "started", processes=jax.process_count())
         facts = describe(run, model_dir, done, state.count(train_state.params), mesh)
         observer.started(facts)
         if (warmup := getattr(run.optimizer.schedule, "warmup_steps", 0)) > run.steps:
             observer.warned(f"The warm-up takes {warmup:,} steps, and the run has {run.steps:,}.")
-        for skip in skips.unsaid(model_dir, log.read_events()):
+        for skip in skips.unsaid(model_dir, history.events):
             log.event(done, "left out", **skip)
-        window = Window(run, facts, log, unfinished)
+        window = Window(run, facts.flops_per_step, log, unfinished, history.bad_in_a_row())
 
-        def evaluate(at: int) -> None:
+        def evaluate(at: int) -> bool:
+            """Whether the evaluation that is due after step `at`, if one is, came to its end."""
+            if not at or (at % run.eval_period and at < run.steps):
+                return True
             watchdog.doing(f"the evaluation after step {at}")
-            with window.paused():
-                figures = evaluation.evaluate(run, programs.eval_step, train_state.params, mesh)
+            try:
+                with window.paused():
+                    figures = evaluation.evaluate(
+                        run, programs.eval_step, train_state.params, mesh, stop=lambda: stop(at)
+                    )
+            except evaluation.Stopped:
+                return False
             if not math.isfinite(figures["loss"]):
                 raise Diverged(f"The held-out loss after step {at} is {figures['loss']}.")
             log.metrics(at, "eval", figures)
             observer.evaluated(at, figures)
+            return True
 
-        if done and done % run.eval_period == 0 and not log.evaluated(done):
-            evaluate(done)  # which a run that was asked to stop left for later
+        at = done
+        asked = not (history.evaluated(done) or evaluate(done))  # a run that was asked to stop left it
 
         # 4. One turn a step. The device works on this step while the host reads the figures of the last one.
-        for at in range(done + 1, run.steps + 1):
+        while at < run.steps and not asked:
+            at += 1
             watchdog.doing(f"step {at}, or for the one before it to end")
             train_state, sums = programs.train_step(train_state, pipeline.to_devices(batch, mesh, run.rules))
             window.push(at, sums, batches.position - 1)
-            asked = stop(at) and at < run.steps
-            last = at == run.steps
-            saving = at % run.checkpoint_period == 0 or asked or last
-            if at % run.log_period == 0 or last:
+            asked = stop(at)
+            if at % run.log_period == 0 or at == run.steps:
                 figures = window.close()
                 log.metrics(at, "train", figures)
                 observer.progressed(at, figures)
-            if last or (at % run.eval_period == 0 and not asked):
-                evaluate(at)
-            if saving:
+            asked = asked or not evaluate(at)
+            if at % run.checkpoint_period == 0 or at == run.steps or asked:
                 watchdog.doing(f"the checkpoint of step {at}, or for the one before it to be written")
                 with window.paused():  # has read the step's figures: what is not finite is never saved
                     saved.save(at, train_state, batches, config_text, window.unfinished)
                 observer.saved(at)
-            if asked or last:
-                break
-            watchdog.doing(f"the data of step {at + 1}")
-            batch = next(batches)  # after the save: the saved position is that of the saved state
+            if at < run.steps and not asked:
+                watchdog.doing(f"the data of step {at + 1}")
+                batch = next(batches)  # after the save: the saved position is that of the saved state
         watchdog.doing("the last checkpoint to be written")
         saved.wait()
-        log.event(at, "finished" if at == run.steps else "stopped")
+        log.event(at, "stopped" if asked else records.FINISHED)
     return at
 
 
@@ -229,113 +229,3 @@ def describe(run: RunConfig, model_dir: Path, done: int, parameters: int, mesh: 
         mesh=dict(mesh.shape),
         device=f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
     )
-
-
-# Figures of a step that are no sums over its tokens.
-OF_A_STEP = ("gradient_norm", "parameter_norm", "learning_rate")
-
-
-class Window:
-    """The steps since the last log line: their sums, and the time they took. Writes the ledger."""
-
-    def __init__(self, run: RunConfig, facts: Facts, log: records.Records, unfinished: Sequence[Sums]):
-        self._log = log
-        self._then, self._most = run.bad_steps.then, run.bad_steps.most
-        self._bad_in_a_row = log.bad_in_a_row()
-        self._compiling = True
-        device = jax.devices()[0]
-        self._flops = facts.flops_per_step
-        peak = run.peak_flops or hardware.peak_flops(device)
-        self._peak = peak * jax.device_count() if peak else None
-        self._pending: tuple[int, Any, int] | None = None
-        self._open(unfinished)
-
-    def _open(self, unfinished: Sequence[Sums] = ()) -> None:
-        self.unfinished = list(unfinished)  # the sums of each step since the last line; a bad one has none
-        self._timed, self._tokens = 0, 0.0
-        self._began = time.perf_counter()
-        self._pause = 0.0
-
-    def push(self, at: int, sums: Mapping[str, jax.Array], batch: int) -> None:
-        """Takes the sums of step `at`, which may still be running, and reads those of the step before.
-
-        batch: the position of what the step was fed.
-        """
-        self.drain()
-        self._pending = (at, sums, batch)
-
-    def drain(self) -> None:
-        """Waits for the newest step, reads its sums and writes its line of the ledger.
-
-        Raises Diverged if the step is bad, and is not to be skipped.
-        """
-        if self._pending is None:
-            return
-        (at, sums, batch), self._pending = self._pending, None
-        read = jax.device_get(sums)
-        batch_hash = hexadecimal(read.pop("batch_hash"))
-        values = {name: float(value) for name, value in read.items()}
-        if self._compiling:
-            self._compiling, self._began, self._pause = False, time.perf_counter(), 0.0
-        else:
-            self._timed, self._tokens = self._timed + 1, self._tokens + values["tokens"]
-        bad = bool(values.pop("bad"))
-        self._log.ledger(at, batch, batch_hash, bad)
-        self._bad_in_a_row = self._bad_in_a_row + 1 if bad else 0
-        reason = _why_bad(values) if bad or not math.isfinite(values["parameter_norm"]) else ""
-        if not reason:
-            self.unfinished.append(values)
-            return
-        self._log.event(at, "bad step", reason=reason, then=self._then)
-        if self._then != "skip" or not bad or self._bad_in_a_row > self._most:
-            in_a_row = f", {self._bad_in_a_row} bad steps in a row" if self._bad_in_a_row > 1 else ""
-            raise Diverged(f"The {reason} at step {at}{in_a_row}.", batch)
-        self.unfinished.append({})
-
-    def paused(self) -> "_Pause":
-        """A context whose time is not counted."""
-        return _Pause(self)
-
-    def close(self) -> dict[str, float]:
-        """The figures of the window, and a new one begins.
-
-        loss, accuracy, ...: means over all tokens; those in OF_A_STEP: of the last step;
-        tokens_per_second: useful ones; model_flops_per_second, and utilisation where the peak is known.
-        Steps that were skipped have a speed and no loss; the first one, which compiles, has no speed.
-        """
-        self.drain()
-        figures: dict[str, float] = {}
-        if good := [sums for sums in self.unfinished if sums]:
-            figures = metrics.figures(metrics.add(good))
-            figures |= {name: good[-1][name] for name in OF_A_STEP}
-        if skipped := len(self.unfinished) - len(good):
-            figures["skipped_steps"] = skipped
-        if self._timed:
-            seconds = time.perf_counter() - self._began - self._pause
-            figures["tokens_per_second"] = self._tokens / seconds
-            figures["steps_per_second"] = self._timed / seconds
-            figures["model_flops_per_second"] = self._flops * self._timed / seconds
-            if self._peak:
-                figures["model_flops_utilisation"] = figures["model_flops_per_second"] / self._peak
-        self._open()
-        return figures
-
-
-def _why_bad(values: Mapping[str, float]) -> str:
-    """What is wrong with a step, such as "loss is nan"."""
-    for name in ("loss", "gradient_norm", "parameter_norm"):
-        if not math.isfinite(values[name]):
-            return f"{name.replace('_', ' ')} is {values[name]}"
-    return f"loss is {values['loss'] / values['weight']:.4f}, a spike"
-
-
-class _Pause:
-    def __init__(self, window: Window):
-        self._window = window
-
-    def __enter__(self) -> None:
-        self._window.drain()
-        self._began = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self._window._pause += time.perf_counter() - self._began

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 METRICS = "metrics.jsonl"
 LEDGER = "ledger.jsonl"
+FINISHED = "finished"  # the event that a run ends with
 
 
 def read(path: Path) -> list[dict]:
@@ -70,6 +71,31 @@ def _step(line: str) -> float:
         return math.inf
 
 
+class History:
+    """What the records of a run say of it so far."""
+
+    def __init__(self, model_dir: Path):
+        self._metrics, self._ledger = (read(model_dir / name) for name in (METRICS, LEDGER))
+
+    @property
+    def events(self) -> list[dict]:
+        return [line for line in self._metrics if line["kind"] == "event"]
+
+    def evaluated(self, step: int) -> bool:
+        """Whether there is an evaluation of this step."""
+        return any(line["step"] == step and line["kind"] == "eval" for line in self._metrics)
+
+    def bad_in_a_row(self) -> int:
+        """How many of the newest steps were bad, one after the other."""
+        return len(list(itertools.takewhile(lambda line: line.get("bad"), reversed(self._ledger))))
+
+
+def finished(model_dir: Path, steps: int) -> bool:
+    """Whether the run came to the end of so many steps, its last evaluation included."""
+    lines = read(model_dir / METRICS)
+    return any(line.get("event") == FINISHED and line["step"] >= steps for line in lines)
+
+
 class Records:
     """Writes a run's metrics, ledger and TensorBoard events; `writes` is False on all processes but one."""
 
@@ -90,20 +116,6 @@ class Records:
         with self._board.as_default(step=step):
             for name, value in figures.items():
                 tf.summary.scalar(f"{kind}/{name}", value)
-
-    def read_events(self) -> list[dict]:
-        """The events so far."""
-        return [line for line in read(self._metrics.path) if line["kind"] == "event"]
-
-    def evaluated(self, step: int) -> bool:
-        """Whether there is an evaluation of this step."""
-        lines = read(self._metrics.path)
-        return any(line["step"] == step and line["kind"] == "eval" for line in lines)
-
-    def bad_in_a_row(self) -> int:
-        """How many of the newest steps were bad, one after the other."""
-        newest_first = reversed(read(self._ledger.path))
-        return len(list(itertools.takewhile(lambda line: line.get("bad"), newest_first)))
 
     def event(self, step: int, event: str, **fields: Any) -> None:
         """Something that happened to the run: started, resumed, stopped, finished."""

@@ -11,16 +11,17 @@ MESSAGE = b"\npretrain: saving after this step, then stopping; a second signal e
 
 
 class Stop:
-    """As a context, takes SIGINT and SIGTERM; called with a step, says whether to save and leave after it.
+    """As a context, takes SIGINT and SIGTERM; called at every turn of a run, says whether to save and leave.
 
-    Several processes must agree on the step, or those that go on wait for the others for ever. There, JAX's
+    Several processes must agree on the turn, or those that go on wait for the others for ever. There, JAX's
     preemption service (`jax.distributed` starts it) looks once a second whether SIGTERM came to any process,
-    and names the step to all; Ctrl-C is passed on to it. It takes no notice of a second signal, so from that
-    step on signals have their own meaning again.
+    and names the number of a turn to all. Ctrl-C is passed on to it. It takes no notice of a second signal,
+    so from that turn on signals have their own meaning again.
     """
 
     def __init__(self) -> None:
         self._asked = False
+        self._turns = 0
         self._before: dict[int, signal._HANDLER] = {}
 
     def __enter__(self) -> "Stop":
@@ -33,12 +34,11 @@ class Stop:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def __call__(self, step: int) -> bool:
-        if jax.process_count() > 1:
-            reached = multihost_utils.reached_preemption_sync_point(step)
-            if reached and not self._asked:
-                self._heard(signal.SIGINT, signal.SIGTERM)
-            return reached
+    def __call__(self, _step: int) -> bool:
+        self._turns += 1
+        several = jax.process_count() > 1
+        if several and not self._asked and multihost_utils.reached_preemption_sync_point(self._turns):
+            self._heard(signal.SIGINT, signal.SIGTERM)
         return self._asked
 
     def _take(self, number: int) -> None:

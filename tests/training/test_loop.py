@@ -6,7 +6,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from pretrain import optim, pipeline
-from pretrain.bad_steps import BadSteps
+from pretrain.bad_steps import BadSteps, Diverged
 from pretrain.checkpointing import Checkpoints, NotSaved
 from pretrain.comparison import compare
 from pretrain.errors import InputError
@@ -79,7 +79,7 @@ def assert_equal(one, other):
 def test_a_bad_step_stops_the_run(make_run, train, monkeypatch, tmp_path, lines):
     run = make_run()
     poison(monkeypatch, run, [5])
-    with pytest.raises(loop.Diverged, match="The loss is nan at step 6"):
+    with pytest.raises(Diverged, match="The loss is nan at step 6"):
         train(run)
     assert model_dirs.latest_step(tmp_path / "model") == 4
     assert lines(tmp_path / "model", "ledger")[-1]["bad"]
@@ -112,9 +112,9 @@ def test_a_skipped_step_changes_nothing_but_the_count(make_run, train, monkeypat
 def test_too_many_skipped_in_a_row_stop_the_run(make_run, train, monkeypatch, tmp_path, watcher):
     run = make_run(bad_steps=BadSteps(then="skip", most=2))
     poison(monkeypatch, run, [4, 5, 6])
-    with pytest.raises(loop.Diverged, match="at step 7, 3 bad steps in a row"):
+    with pytest.raises(Diverged, match="at step 7, 3 bad steps in a row"):
         train(run)
-    with pytest.raises(loop.Diverged, match="at step 7, 3 bad steps in a row"):  # stopped between them or not
+    with pytest.raises(Diverged, match="at step 7, 3 bad steps in a row"):  # stopped between them or not
         loop.train(run, "", tmp_path / "stopped", watcher, lambda step: step == 6)
         loop.train(run, "", tmp_path / "stopped", watcher, lambda step: False)
 
@@ -135,14 +135,14 @@ def test_a_rollback_leaves_out_what_led_to_the_bad_step(
 def test_a_rollback_without_a_checkpoint_stops(make_run, train, monkeypatch):
     run = make_run(bad_steps=BadSteps(then="roll back"))
     poison(monkeypatch, run, [2])
-    with pytest.raises(loop.Diverged, match="at step 3"):
+    with pytest.raises(Diverged, match="at step 3"):
         train(run)
 
 
 def test_a_run_that_is_bad_again_and_again_is_not_rolled_back_for_ever(make_run, train, monkeypatch):
     run = make_run(bad_steps=BadSteps(then="roll back", most=2))
     poison(monkeypatch, run, range(5, 15))
-    with pytest.raises(loop.Diverged, match="rolled back 2 times before"):
+    with pytest.raises(Diverged, match="rolled back 2 times before"):
         train(run)
 
 
@@ -216,10 +216,37 @@ def test_figures_do_not_depend_on_where_a_run_was_stopped(make_run, train, tmp_p
     for at in (3, 7, 12):
         loop.train(run, "config", model_dir, watcher, lambda step, at=at: step == at)
         assert model_dirs.latest_step(model_dir) == at
+    train(run, "stopped")  # the last evaluation
     found = {each.what: (each.equal, each.different) for each in compare(tmp_path / "whole", model_dir, 12)}
     assert found["training figures"] == (3, 0)
     assert found["held-out figures"] == (4, 0)
     assert not any(different for _, different in found.values())
+
+
+@pytest.mark.parametrize("at", [3, 12])
+def test_an_evaluation_that_was_stopped_is_made_when_the_run_goes_on(
+    make_run, train, tmp_path, watcher, lines, at
+):
+    """The last one too: a run is complete when it has that."""
+    run, model_dir = make_run(eval_period=3, eval_batches=3), tmp_path / "stopped"
+    train(run, "whole")
+    asked = []
+
+    def stop(step: int) -> bool:
+        asked.append(step)
+        return asked.count(at) == 3  # after the step, after a batch, and after another
+
+    loop.train(run, "config", model_dir, watcher, stop)
+    assert asked[-3:] == [at, at, at]
+    assert model_dirs.latest_step(model_dir) == at
+    events = [(line["step"], line.get("event")) for line in lines(model_dir, "metrics")]
+    assert events[-1] == (at, "stopped")
+    assert not any(line["kind"] == "eval" and line["step"] == at for line in lines(model_dir, "metrics"))
+    train(run, "stopped")
+    assert not any(each.different for each in compare(tmp_path / "whole", model_dir, 12))
+    before = (model_dir / "metrics.jsonl").read_text()
+    train(run, "stopped")
+    assert (model_dir / "metrics.jsonl").read_text() == before
 
 
 def test_what_stops_a_run_is_not_hidden_by_a_save_that_fails_later(make_run, train, monkeypatch):
@@ -230,7 +257,7 @@ def test_what_stops_a_run_is_not_hidden_by_a_save_that_fails_later(make_run, tra
         raise NotSaved("full")
 
     monkeypatch.setattr(Checkpoints, "close", close)
-    with pytest.raises(loop.Diverged, match="The loss is nan at step 6"):
+    with pytest.raises(Diverged, match="The loss is nan at step 6"):
         train(run)
 
 

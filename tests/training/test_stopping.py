@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -40,27 +41,36 @@ def test_what_a_signal_did_before_a_run_it_does_after_it(number):
 
 
 SAVES_FOR_EVER = """\
-import signal, time
+import time
 from pretrain import checkpointing
 from pretrain.cli import main
+from pretrain.training.stopping import Stop
 
-save = checkpointing.Checkpoints.save
+save, heard = checkpointing.Checkpoints.save, Stop._heard
+asked = []
+
+def hear(*arguments):
+    asked.append(True)
+    heard(*arguments)
 
 def slow(*arguments):
-    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+    if asked:
         time.sleep(600)
     save(*arguments)
 
-checkpointing.Checkpoints.save = slow
+Stop._heard, checkpointing.Checkpoints.save = hear, slow
 main.main()
 """
 
 
 def long_run(place, name: str, count: int, *program: str) -> list[subprocess.Popen]:
-    """A run without end that has saved."""
+    """A run without end that has saved; it is killed if a test waits for it in vain."""
     settings = ("--gin.steps=1000000", "--gin.checkpoint_period=4", "--gin.log_period=1000")
     words = (*program, "train", "run.gin", "--model-dir", name, *settings)
     processes = place.launch_several(count, *words)
+    guard = threading.Timer(200, lambda: [process.kill() for process in processes])
+    guard.daemon = True
+    guard.start()
     while not model_dirs.latest_step(place.directory / name):
         assert all(process.poll() is None for process in processes), place.ended(*processes)
         time.sleep(0.02)
