@@ -25,6 +25,8 @@ class RunConfig:
     task: a SeqIO Task or Mixture, or the name of a registered one; it knows no objective.
     lengths: tokens of each feature of an example, such as {"inputs": 512, "targets": 114}.
     batch_size: examples a step, over all devices and processes.
+    microbatches: parts that the batch of a step is computed in, one after the other, for less memory; the
+        update is that of the whole batch (gradient accumulation).
     pack: several short examples to a row, kept apart by segment ids.
     use_cached: read the task's SeqIO cache instead of tokenizing on the fly.
     stores: directories that `pretrain cache` made of the task, to train from in place of the stream; any
@@ -46,6 +48,7 @@ class RunConfig:
     lengths: Mapping[str, int]
     steps: int
     batch_size: int
+    microbatches: int = 1
     seed: int = 0
     pack: bool = False
     use_cached: bool = False
@@ -67,8 +70,8 @@ class RunConfig:
     peak_flops: float | None = None
 
     def __post_init__(self):
-        positive = ("steps", "batch_size", "shuffle_buffer", "eval_period", "checkpoint_period")
-        for name in (*positive, "keep_checkpoints", "log_period"):
+        counts = ("steps", "batch_size", "microbatches", "shuffle_buffer", "keep_checkpoints")
+        for name in (*counts, "eval_period", "checkpoint_period", "log_period"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise InputError(f"RunConfig.{name} is {value!r}; give a whole number of at least 1.")
@@ -161,8 +164,9 @@ class RunConfig:
                 f"Rules.batch cuts the batch into {shares} shares, which {num_processes} processes cannot "
                 f"read evenly: lay it along mesh axes whose sizes multiply to a multiple of {num_processes}."
             )
-        if self.batch_size % shares:
+        if self.batch_size % (parts := shares * self.microbatches):
+            times = f"{self.microbatches} microbatches times " if self.microbatches > 1 else ""
             raise InputError(
-                f"RunConfig.batch_size is {self.batch_size}: make it a multiple of {shares}, the shares of "
-                f"the mesh ({', '.join(f'{axis}={size}' for axis, size in axis_sizes.items())})."
+                f"RunConfig.batch_size is {self.batch_size}: make it a multiple of {parts}, {times}the "
+                f"shares of the mesh ({', '.join(f'{axis}={size}' for axis, size in axis_sizes.items())})."
             )

@@ -148,6 +148,14 @@ def full(shape: Sequence[int], axes: Sequence[str | None], value: float, dtype=j
     return jnp.full(shape, value, dtype, out_sharding=spec(axes))
 
 
+def zeros_like(abstract: Any) -> Any:
+    """Zeros of the shapes, dtypes and layouts that `jax.eval_shape` gives."""
+    return jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, out_sharding=leaf.sharding and leaf.sharding.spec),
+        abstract,
+    )
+
+
 def einsum(subscripts: str, *operands: jax.Array, axes: Sequence[str | None], dtype=None) -> jax.Array:
     """jnp.einsum whose result is laid out by the logical `axes`; `dtype` is that of the accumulator."""
     return jnp.einsum(subscripts, *operands, out_sharding=spec(axes), preferred_element_type=dtype)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ Sums = dict[str, jax.Array]
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Sums]]
 EvalStep = Callable[[Params, Batch], Sums]
+Summed = Callable[[Params, Batch, jax.Array | None], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +47,12 @@ def programs(run: RunConfig) -> Programs:
     return Programs(
         init=jax.jit(lambda: state.init_state(run.model, optimizer, run.seed, run.bad_steps.empty())),
         train_step=jax.jit(
-            make_train_step(graph, run.objective, optimizer, schedule, run.bad_steps, table), donate_argnums=0
+            make_train_step(
+                graph, run.objective, optimizer, schedule, run.bad_steps, table, run.microbatches
+            ),
+            donate_argnums=0,
         ),
-        eval_step=jax.jit(make_eval_step(graph, run.objective, table)),
+        eval_step=jax.jit(make_eval_step(graph, run.objective, table, run.microbatches)),
     )
 
 
@@ -75,6 +80,7 @@ def make_train_step(
     schedule: optax.Schedule,
     bad_steps: BadSteps,
     token_bytes: np.ndarray,
+    microbatches: int = 1,
 ) -> TrainStep:
     """(state, batch) -> (state, sums). The gradient is that of the summed loss, divided once by the summed
     weight of the global batch; the sums also hold the `gradient_norm` before clipping,
@@ -82,14 +88,17 @@ def make_train_step(
     and the `batch_hash`, uint32 [2], of what it was fed.
     """
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
-        key = state.step_key()
-
+    def summed(params: Params, batch: Batch, key: jax.Array | None) -> tuple[Params, Sums]:
         def loss(params: Params) -> tuple[jax.Array, Sums]:
             sums = loss_sums(objective, nnx.merge(graph, params), batch, key, token_bytes)
             return sums["loss"], sums
 
-        gradients, sums = jax.grad(loss, has_aux=True)(state.params)
+        return jax.grad(loss, has_aux=True)(params)
+
+    summed_over_all = accumulated(summed, microbatches)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
+        gradients, sums = summed_over_all(state.params, batch, state.step_key())
         scale = 1.0 / jnp.maximum(sums["weight"], 1.0)
         gradients = jax.tree.map(lambda g: g * scale, gradients)
         sums["gradient_norm"] = optax.tree.norm(gradients)
@@ -107,16 +116,48 @@ def make_train_step(
     return train_step
 
 
+def accumulated(summed: Summed, parts: int) -> Summed:
+    """`summed` of a batch as the sum over so many parts of it, one after the other, in the memory of one.
+
+    Gradients are summed here, and divided by the weight of the whole batch after: to divide each part's by
+    its own weight, as T5X does, gives another update wherever the weights differ.
+    """
+    if parts == 1:
+        return summed
+
+    def over_parts(params: Params, batch: Batch, key: jax.Array | None) -> Any:
+        def cut(x_BL: jax.Array) -> jax.Array:
+            # Part p has the rows p, p + parts, ...: every device finds its share among the rows it holds.
+            rows, length = x_BL.shape
+            x_RPL = sharding.reshape(x_BL, (rows // parts, parts, length), ("batch", None, "length"))
+            return jnp.moveaxis(x_RPL, 1, 0)
+
+        def add(totals, part):
+            index, rows = part
+            part_key = None if key is None else jax.random.fold_in(key, index)
+            return jax.tree.map(jnp.add, totals, summed(params, rows, part_key)), None
+
+        parts_PRL = jax.tree.map(cut, dict(batch))
+        of_one = jax.eval_shape(summed, params, jax.tree.map(lambda x_PRL: x_PRL[0], parts_PRL), key)
+        totals, _ = jax.lax.scan(add, sharding.zeros_like(of_one), (jnp.arange(parts), parts_PRL))
+        return totals
+
+    return over_parts
+
+
 def _kept(bad: jax.Array, old: jax.Array, new: jax.Array) -> jax.Array:
     """`old` if the step is bad; but the optimizer's counts go on, by which schedules know the step."""
     is_count = new.ndim == 0 and jnp.issubdtype(new.dtype, jnp.integer)
     return new if is_count else jnp.where(bad, old, new)
 
 
-def make_eval_step(graph: nnx.GraphDef, objective: Objective, token_bytes: np.ndarray) -> EvalStep:
+def make_eval_step(
+    graph: nnx.GraphDef, objective: Objective, token_bytes: np.ndarray, microbatches: int = 1
+) -> EvalStep:
     """(params, batch) -> sums, without dropout."""
 
-    def eval_step(params: Params, batch: Batch) -> Sums:
-        return loss_sums(objective, nnx.merge(graph, params), batch, None, token_bytes)
+    def summed(params: Params, batch: Batch, key: jax.Array | None) -> Sums:
+        return loss_sums(objective, nnx.merge(graph, params), batch, key, token_bytes)
 
-    return eval_step
+    over_all = accumulated(summed, microbatches)
+    return lambda params, batch: over_all(params, batch, None)
