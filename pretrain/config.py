@@ -92,13 +92,19 @@ LOSS = ("label_smoothing", "z_loss")
 
 def data_difference(old: str, new: str) -> list[str]:
     """The names of the settings that make two config texts read other batches, or in another order."""
-    before, after = (Settings(Path(FILE), shipped(), text).read_by(RunConfig, DATA) for text in (old, new))
+    before, after = (_settings(text).read_by(RunConfig, DATA) for text in (old, new))
+    unsaid = _settings(new).at_default()
     return [
         setting.name
         for key, setting in (before | after).items()
         if (key not in before or key not in after or before[key].value != after[key].value)
         and setting.argument not in LOSS
+        and not (key not in before and setting.name in unsaid)
     ]
+
+
+def _settings(text: str) -> Settings:
+    return Settings(Path(FILE), shipped(), text)
 
 
 def _joined(text: str) -> str:
@@ -109,6 +115,8 @@ def _joined(text: str) -> str:
 def difference(old: str, new: str) -> list[str]:
     """What differs between two config texts, a line each: `- old`, `+ new`. Comments do not count.
 
+    Nor does a setting that only `new` has, at its default: the version that wrote `old` did not have it.
+
     >>> difference("# a\\nSTEPS = 1\\n", "STEPS = 2\\n")
     ['- STEPS = 1', '+ STEPS = 2']
     """
@@ -116,4 +124,7 @@ def difference(old: str, new: str) -> list[str]:
         [line for line in _joined(text).splitlines() if line and not line.startswith("#")]
         for text in (old, new)
     )
-    return [line for line in difflib.ndiff(before, after) if line[0] in "-+"]
+    names = [{line.partition(" = ")[0] for line in lines} for lines in (before, after)]
+    unsaid = (names[1] - names[0]) & _settings(new).at_default()
+    lines = [line for line in difflib.ndiff(before, after) if line[0] in "-+"]
+    return [line for line in lines if line[2:].partition(" = ")[0] not in unsaid]

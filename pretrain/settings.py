@@ -211,6 +211,15 @@ class Settings:
                 what = f"refers to {flag.selector}" if flag.argument else f"has the value %{flag.selector}"
                 raise InputError(f"{flag.place}: nothing in this run {what}; leave the flag out.")
 
+    def at_default(self) -> set[str]:
+        """The names of the settings that say what would be so without them."""
+        names = set()
+        for setting in self._settings:
+            known = parameters(setting.resolve(setting.selector)) if setting.argument else {}
+            if setting.argument in known and known[setting.argument].default == setting.value:
+                names.add(setting.name)
+        return names
+
     def make_paths_absolute(self, root: type) -> None:
         """Adds flags that do: a relative path starts here and now, wherever its run is used from later."""
         for setting in self._reading(root).paths:

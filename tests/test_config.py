@@ -232,6 +232,24 @@ def test_difference_names_what_changed_and_no_comment():
     assert config.difference(old, "# a comment\n\n" + old) == []
 
 
+def test_a_setting_that_an_older_version_did_not_have_is_no_difference_at_its_default():
+    def without(text, *names):
+        return "".join(line for line in text.splitlines(True) if not line.split(" = ")[0].endswith(names))
+
+    def text(*bindings):
+        return config.load_with_text("runs/quickstart.gin", bindings)[1]
+
+    old = without(text(), ".microbatches", ".use_cached")
+    assert config.difference(old, text()) == config.data_difference(old, text()) == []
+    changed = text("microbatches = 2", "use_cached = True")
+    assert config.difference(old, changed) == [
+        "+ run.RunConfig.microbatches = 2", "+ run.RunConfig.use_cached = True"
+    ]  # fmt: skip
+    assert config.data_difference(old, changed) == ["run.RunConfig.use_cached"]
+    new = without(text(), ".microbatches")
+    assert config.difference(text("microbatches = 2"), new) == ["- run.RunConfig.microbatches = 2"]
+
+
 @pytest.mark.parametrize(
     ("bindings", "changed"),
     [
