@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -23,10 +24,11 @@ from pretrain.fingerprint import fingerprint
 from pretrain.indexed import IndexedBatches
 from pretrain.parallel import processes
 from pretrain.pipeline import Batches as StreamedBatches
-from pretrain.trees import named_leaves
+from pretrain.trees import named_leaves, with_leaves
 
 Batches = StreamedBatches | IndexedBatches
 Sums = Mapping[str, float]
+Shapes = dict[str, tuple[int, ...]]
 
 DIRECTORY = "checkpoints"
 DAMAGED = "damaged"
@@ -124,9 +126,12 @@ class Checkpoints:
             raise RuntimeError(f"Orbax declined to save step {step} in {self.directory}.")
 
     def restore_newest(
-        self, abstract_state: Any, batches: Batches, say: Callable[[str], None]
-    ) -> tuple[int, Any]:
+        self, abstract_state: Any, batches: Batches, say: Callable[[str], None],
+        anew: Mapping[str, jax.Array] = MappingProxyType({}),
+    ) -> tuple[int, Any]:  # fmt: skip
         """(step, state) of the newest checkpoint that is sound, with `batches` moved there.
+
+        anew: arrays by name, for a checkpoint that has none of that name and shape.
 
         One that is damaged is said and moved aside, into `damaged/`, once another was found to go on from.
 
@@ -135,7 +140,7 @@ class Checkpoints:
         damaged: dict[int, Damaged] = {}
         for step in reversed(self.steps()):
             try:
-                state = self.restore(step, abstract_state, batches)
+                state = self.restore(step, abstract_state, batches, anew)
             except Damaged as error:
                 damaged[step] = error
                 continue
@@ -158,43 +163,52 @@ class Checkpoints:
     # Reading: each process reads for itself, by Orbax's handlers and not its manager, in which the others
     # would wait for one that fails. Then all agree whether it went well, and only then compute together.
 
-    def restore(self, step: int, abstract_state: Any, batches: Batches) -> Any:
+    def restore(
+        self, step: int, abstract_state: Any, batches: Batches,
+        anew: Mapping[str, jax.Array] = MappingProxyType({}),
+    ) -> Any:  # fmt: skip
         """The state of `step`, laid out like the shapes of `abstract_state`; moves `batches` there.
 
         Raises InputError if the checkpoint holds other arrays, Damaged if it is not as it was written.
         """
         with self._reading(step) as path:
-            _check_arrays(path, abstract_state)
-            handler = ocp.StandardCheckpointHandler()
-            state = handler.restore(_item(path, "state"), args=ocp.args.StandardRestore(abstract_state))
+            stored = _stored_shapes(path)
+            begun = {name: array for name, array in anew.items() if stored.get(name) != array.shape}
+            wanted = {name: x for name, x in named_leaves(abstract_state).items() if name not in begun}
+            _check_arrays(path, wanted, stored)
+            arrays = _read(path, wanted)
             written = about(path)["fingerprint"]
             _restore_data(path / "data", batches)
-        self._check_bits(step, state, written)
-        return state
+        self._check_bits(step, arrays, written)
+        return with_leaves(abstract_state, {**arrays, **begun})
 
     def restore_params(self, step: int, abstract_params: Any) -> Any:
         """The parameters alone: what evaluation and generation need, without reading the optimizer state.
 
         Raises InputError if the checkpoint holds others, Damaged if it is not as it was written.
         """
+        abstract = {"params": abstract_params}
         with self._reading(step) as path:
-            _check_arrays(path, {"params": abstract_params})
-        return self.restore_some(step, {"params": abstract_params})["params"]
+            _check_arrays(path, named_leaves(abstract), _stored_shapes(path))
+        return with_leaves(abstract, self.restore_some(step, named_leaves(abstract)))["params"]
 
-    def restore_some(self, step: int, abstract: Any) -> Any:
-        """These arrays of the checkpoint and no others. Raises Damaged."""
+    def check(self, step: int, abstract_state: Any) -> None:
+        """Raises Damaged if its position, or what it has of these arrays, is not what was saved."""
         with self._reading(step) as path:
-            partial = ocp.args.PyTreeRestore(
-                abstract,
-                restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
-                partial_restore=True,
-            )
-            arrays = ocp.PyTreeCheckpointHandler().restore(_item(path, "state"), args=partial)
+            stored = _stored_shapes(path)
+            positions.read(_any_position(path / "data"))
+        known = named_leaves(abstract_state).items()
+        self.restore_some(step, {name: leaf for name, leaf in known if stored.get(name) == leaf.shape})
+
+    def restore_some(self, step: int, wanted: Mapping[str, Any]) -> dict[str, jax.Array]:
+        """These arrays of the checkpoint by name, and no others. Raises Damaged."""
+        with self._reading(step) as path:
+            arrays = _read(path, wanted)
             written = about(path)["fingerprint"]
         self._check_bits(step, arrays, written)
         return arrays
 
-    def shapes(self, step: int) -> dict[str, tuple[int, ...]]:
+    def shapes(self, step: int) -> Shapes:
         """The shape of every array in the checkpoint, by name. Raises Damaged."""
         with self._reading(step) as path:
             return _stored_shapes(path)
@@ -204,7 +218,7 @@ class Checkpoints:
         with self._reading(step) as path:
             return about(path)["window"]
 
-    def _check_bits(self, step: int, arrays: Any, written: Mapping[str, int]) -> None:
+    def _check_bits(self, step: int, arrays: Mapping[str, jax.Array], written: Mapping[str, int]) -> None:
         """Raises Damaged if an array is not the one that was saved."""
         for name, value in jax.device_get(_fingerprint(arrays)).items():
             if written[name] != int(value):
@@ -305,16 +319,30 @@ def _restore_data(directory: Path, batches: Batches) -> None:
     batches.restore(_position_file(directory))
 
 
-def _stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+def _stored(path: Path) -> Any:
+    """The tree of the checkpoint, a description of an array at each leaf."""
     metadata = ocp.StandardCheckpointHandler().metadata(_item(path, "state"))
-    return _shapes(getattr(metadata, "tree", metadata))
+    return getattr(metadata, "tree", metadata)
 
 
-def _check_arrays(path: Path, wanted: Any) -> None:
+def _stored_shapes(path: Path) -> Shapes:
+    return _shapes(named_leaves(_stored(path)))
+
+
+def _read(path: Path, wanted: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """By name: an optimizer's tree may differ in what holds no arrays, as without weight decay."""
+    stored = _stored(path)
+    tree = with_leaves(stored, {name: wanted.get(name, ocp.PLACEHOLDER) for name in named_leaves(stored)})
+    how = ocp.args.PyTreeRestore(tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree))
+    arrays = named_leaves(ocp.PyTreeCheckpointHandler().restore(_item(path, "state"), args=how))
+    return {name: arrays[name] for name in wanted}
+
+
+def _check_arrays(path: Path, wanted: Mapping[str, Any], stored: Shapes) -> None:
     """Raises InputError unless the checkpoint has just the arrays that `wanted` has, entry by entry."""
     shapes = _shapes(wanted)
     entries = {name.split("/")[0] for name in shapes}
-    stored = {name: shape for name, shape in _stored_shapes(path).items() if name.split("/")[0] in entries}
+    stored = {name: shape for name, shape in stored.items() if name.split("/")[0] in entries}
     wrong = [name for name in shapes.keys() | stored.keys() if shapes.get(name) != stored.get(name)]
     if wrong:
         # A parameter if there is one: the optimizer's arrays only follow them.
@@ -346,5 +374,5 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    return {name: leaf.shape for name, leaf in named_leaves(tree).items()}
+def _shapes(leaves: Mapping[str, Any]) -> Shapes:
+    return {name: leaf.shape for name, leaf in leaves.items()}

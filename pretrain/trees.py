@@ -16,6 +16,15 @@ def named_leaves(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
+def with_leaves(tree: Any, leaves: Mapping[str, Any]) -> Any:
+    """A tree like `tree`, with these leaves by name.
+
+    >>> with_leaves({"w": 1, "b": [2, ()]}, {"b/0": 20, "w": 10})
+    {'b': [20, ()], 'w': 10}
+    """
+    return jax.tree.unflatten(jax.tree.structure(tree), [leaves[name] for name in named_leaves(tree)])
+
+
 def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
     """The tree of dicts with these leaves.
 

@@ -41,6 +41,8 @@ def command(
     from rich.console import Console
 
     options.quiet_logs()
+    import jax
+
     from pretrain import config
     from pretrain.bad_steps import Diverged
     from pretrain.checkpointing import NotSaved
@@ -57,7 +59,8 @@ def command(
         model_dirs.refuse_another_run(model_dir, text, config.difference, config.data_difference)
     console = Console(markup=False)
     done = model_dirs.latest_step(model_dir)
-    if done >= run.steps and records.finished(model_dir, run.steps) and not skipped:
+    complete = done >= run.steps and records.finished(model_dir, run.steps) and not skipped
+    if complete and not jax.distributed.is_initialized():  # several would not all see it
         console.print(
             f"{model_dir} is complete: step {done:,} of {run.steps:,}. Nothing to do.", soft_wrap=True
         )

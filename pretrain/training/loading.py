@@ -36,9 +36,10 @@ def warm_started(start: WarmStart, params: Params) -> tuple[Params, Plan]:
             }
             fresh = named_leaves(params)
             plan = start.plan(stored, {name: leaf.shape for name, leaf in fresh.items()})
-            wanted = nested({f"params/{name}": fresh[name] for name in plan.loaded})
+            wanted = {f"params/{name}": fresh[name] for name in plan.loaded}
             abstract = sharding.concrete(jax.eval_shape(lambda: wanted))
-            taken = named_leaves(checkpoints.restore_some(step, abstract)["params"])
+            restored = checkpoints.restore_some(step, abstract)
+            taken = {name: restored[f"params/{name}"] for name in plan.loaded}
         except Damaged as error:
             raise InputError(f"{error} Give WarmStart another step, or a copy of that model dir.") from error
     return nested(fresh | taken), plan

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
@@ -11,14 +12,18 @@ import jax
 
 from pretrain import checkpointing, evaluation, pipeline
 from pretrain.bad_steps import Diverged
-from pretrain.checkpointing import Checkpoints, NotSaved
+from pretrain.checkpointing import Checkpoints, Damaged, NotSaved
+from pretrain.errors import InputError
 from pretrain.parallel import processes, sharding
 from pretrain.run import RunConfig
 from pretrain.training import loading, model_dirs, records, skips, state, step
 from pretrain.training.state import TrainState
 from pretrain.training.watchdog import Watchdog
 from pretrain.training.window import Window
+from pretrain.trees import named_leaves
 from pretrain.warm_start import Plan
+
+VISIBLE = 60.0  # seconds until what one process wrote must be seen by all
 
 
 class Observer(Protocol):
@@ -75,18 +80,50 @@ def train(
     mesh = run.mesh.build()
     run.check_batch(mesh.shape, jax.process_count())
     with sharding.layout(mesh, run.rules), model_dirs.held(model_dir):
+        processes.refuse_difference("The settings", f"{config_text} {skip_steps}")
+        _agree_on(model_dir)
         if skip_steps:
-            lines = records.read(model_dir / records.LEDGER)
-            observer.warned(skips.leave_out_steps(model_dir, skip_steps, lines))
-            processes.sync("later checkpoints are out of the way")
+            _go_back(run, model_dir, skip_steps, observer)
         if records.finished(model_dir, run.steps) and model_dirs.latest_step(model_dir) >= run.steps:
             return run.steps
+        if (done := model_dirs.latest_step(model_dir)) > run.steps:
+            raise InputError(
+                f"RunConfig.steps is {run.steps}, but the run in {model_dir} has made {done} and did not end "
+                f"there: give at least {done}, or another --model-dir."
+            )
         while True:
             try:
                 watched = watchdog or Watchdog()
                 return _train(run, config_text, model_dir, mesh, observer, stop, watched)
             except Diverged as bad:
                 _roll_back(run, model_dir, bad, observer)
+
+
+def _agree_on(model_dir: Path) -> None:
+    """Raises InputError if the processes do not see the same in the model dir."""
+    seen = f"{model_dirs.latest_step(model_dir)} {skips.read(model_dir)}"
+    processes.refuse_difference(f"The contents of {model_dir}", seen)
+
+
+def _go_back(run: RunConfig, model_dir: Path, steps: range, observer: Observer) -> None:
+    """To before these steps, leaving out what they were fed, if the checkpoint there is sound."""
+    asked = skips.asked(model_dir, steps, records.read(model_dir / records.LEDGER))
+    if asked is None:
+        observer.warned(
+            f"--skip-steps {steps.start}:{steps.stop} was done before; name more steps to leave out what "
+            "they are fed now."
+        )
+        return
+    with contextlib.closing(Checkpoints(model_dir, read_only=True)) as saved:
+        try:
+            saved.check(asked.before, step.programs(run).abstract_state())
+        except Damaged as error:
+            raise InputError(
+                f"{error} --skip-steps would go back to it: name steps that another one is before, or bring "
+                "back a copy."
+            ) from error
+    observer.warned(skips.go_back(model_dir, asked))
+    processes.sync("later checkpoints are out of the way")
 
 
 def _roll_back(run: RunConfig, model_dir: Path, bad: Diverged, observer: Observer) -> None:
@@ -109,10 +146,8 @@ def _train(
 ) -> int:  # fmt: skip
     """`train`, once what is left out is known, until it is done, stopped or meets a bad step."""
     processes.sync("what is left out is written")
+    _agree_on(model_dir)
     left_out = skips.read(model_dir)
-    processes.refuse_difference("The settings", config_text)
-    seen = f"{model_dirs.latest_step(model_dir)} {left_out}"
-    processes.refuse_difference("The checkpoints in the model dir", seen)
     with contextlib.ExitStack() as stack:
         # 1. Everything that can go wrong with the data does so here, before anything is written.
         watchdog.doing("the data to be opened")
@@ -124,13 +159,18 @@ def _train(
         programs = step.programs(run)
         if model_dirs.latest_step(model_dir):
             saved = stack.enter_context(_checkpoints(run, model_dir))
-            done, train_state = saved.restore_newest(programs.abstract_state(), batches, observer.warned)
+            anew = named_leaves({"recent": jax.jit(run.bad_steps.empty)()})
+            done, train_state = saved.restore_newest(
+                programs.abstract_state(), batches, observer.warned, anew
+            )
             batch, unfinished = next(batches), saved.window(done)
         else:
             done, batch, unfinished = 0, next(batches), []
             batches.check_saveable()
             train_state = _fresh(run, programs, observer)
         model_dirs.claim(model_dir, config_text)
+        processes.sync("the model dir is claimed")
+        _refuse_separate_places(model_dir)
         if not done:
             saved = stack.enter_context(_checkpoints(run, model_dir))
 
@@ -184,6 +224,7 @@ def _train(
             if at % run.checkpoint_period == 0 or at == run.steps or asked:
                 watchdog.doing(f"the checkpoint of step {at}, or for the one before it to be written")
                 with window.paused():  # has read the step's figures: what is not finite is never saved
+                    log.sync()
                     saved.save(at, train_state, batches, config_text, window.unfinished)
                 observer.saved(at)
             if at < run.steps and not asked:
@@ -193,6 +234,17 @@ def _train(
         saved.wait()
         log.event(at, "stopped" if asked else records.FINISHED)
     return at
+
+
+def _refuse_separate_places(model_dir: Path) -> None:
+    """Raises InputError if a process does not find what process 0 wrote; NFS may take its time to show it."""
+    deadline = time.monotonic() + VISIBLE
+    while not (there := (model_dir / model_dirs.CONFIG).exists()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    if processes.on_any(not there):
+        raise InputError(
+            f"{model_dir} is not the same directory for all processes: give one on a file system they share."
+        )
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 
 from pretrain.checkpointing import DIRECTORY
+from pretrain.data.manifest import PARTIAL, replacing
 from pretrain.errors import InputError
 
 CONFIG = "config.gin"
@@ -57,7 +58,7 @@ def refuse_other_things(model_dir: Path) -> None:
     if (model_dir / CONFIG).is_file():
         return
     if model_dir.is_dir():
-        if any(path.name not in (f"{CONFIG}.tmp", LOCK) for path in model_dir.iterdir()):
+        if any(path.name != LOCK and PARTIAL not in path.name for path in model_dir.iterdir()):
             raise InputError(
                 f"{model_dir} is not empty and not a model dir; give a new or empty --model-dir."
             )
@@ -90,6 +91,11 @@ def held(model_dir: Path) -> Iterator[None]:
             raise InputError(
                 f"{model_dir} is in use by another run, {who}: wait for it, or give another --model-dir."
             ) from None
+        except OSError as error:
+            raise InputError(
+                f"{model_dir} is on a file system that locks no files ({error.strerror}): mount it with "
+                "locks (Lustre: -o flock), or give another --model-dir."
+            ) from error
         with _writable(model_dir):
             lock.truncate(0)
             lock.write(f"process {os.getpid()} on {socket.gethostname()}")
@@ -99,7 +105,6 @@ def held(model_dir: Path) -> Iterator[None]:
         finally:
             if not (model_dir / CONFIG).exists():
                 (model_dir / LOCK).unlink()
-                (model_dir / f"{CONFIG}.tmp").unlink(missing_ok=True)
                 for path in made:
                     path.rmdir()
 
@@ -110,9 +115,8 @@ def claim(model_dir: Path, config_text: str) -> None:
         return
     with _writable(model_dir):
         model_dir.mkdir(parents=True, exist_ok=True)
-        temporary = model_dir / f"{CONFIG}.tmp"
-        temporary.write_text(config_text)
-        temporary.replace(model_dir / CONFIG)
+        with replacing(model_dir / CONFIG) as temporary:
+            temporary.write_text(config_text)
 
 
 @contextlib.contextmanager

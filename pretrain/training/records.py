@@ -3,26 +3,55 @@
 import contextlib
 import itertools
 import json
-import math
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 import tensorflow as tf
 
+from pretrain.data.manifest import replacing
+from pretrain.errors import InputError
+
 METRICS = "metrics.jsonl"
 LEDGER = "ledger.jsonl"
+BOARD = "tensorboard"
 FINISHED = "finished"  # the event that a run ends with
 
 
 def read(path: Path) -> list[dict]:
-    """The objects of a .jsonl file that a run wrote, without a last line cut short."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines if _step(line) < math.inf]
+    """The objects of a .jsonl file that a run wrote, without a last line cut short. Raises InputError."""
+    return [line for _, line in _lines(path)]
+
+
+def _lines(path: Path) -> list[tuple[str, dict]]:
+    """The whole lines of the file, as text and as what they say."""
+    found: list[tuple[str, dict]] = []
+    texts = path.read_text(errors="replace").splitlines() if path.exists() else []
+    for number, text in enumerate(texts, 1):
+        try:
+            line = json.loads(text)
+            found.append((text, {"step": line["step"], **line}))
+        except (ValueError, KeyError, TypeError) as error:
+            if number < len(texts):
+                raise InputError(
+                    f"{path}, line {number} is not what a run writes: mend or delete that line."
+                ) from error
+    return found
 
 
 class NotWritten(RuntimeError):
     """The disk is full, or fails."""
+
+
+@contextlib.contextmanager
+def writing(path: Path, when: str = "") -> Iterator[None]:
+    """Turns what goes wrong with the disk into NotWritten."""
+    try:
+        yield
+    except (OSError, tf.errors.OpError) as error:
+        why = getattr(error, "strerror", None) or getattr(error, "message", "")
+        raise NotWritten(f"{path} could not be written{when} ({why}).") from error
 
 
 class Lines:
@@ -36,39 +65,27 @@ class Lines:
         """Drops the lines after `step`, which a resumed run will write again; a line cut short goes too."""
         if not self.path.exists():
             return
-        kept = [line for line in self.path.read_text().splitlines() if _step(line) <= step]
-        temporary = self.path.with_suffix(".tmp")
-        with self._writing(step):
-            temporary.write_text("".join(f"{line}\n" for line in kept))
-            temporary.replace(self.path)
+        kept = [text for text, line in _lines(self.path) if line["step"] <= step]
+        with writing(self.path, f" after step {step}"), replacing(self.path) as temporary:
+            temporary.write_text("".join(f"{text}\n" for text in kept))
 
     def write(self, step: int, **fields: Any) -> None:
-        with self._writing(step):
+        with writing(self.path, f" after step {step}"):
             if self._file is None:
                 self._file = self.path.open("a")
             self._file.write(json.dumps({"step": step, **fields}) + "\n")
             self._file.flush()
 
-    @contextlib.contextmanager
-    def _writing(self, step: int) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise NotWritten(
-                f"{self.path} could not be written after step {step} ({error.strerror})."
-            ) from error
+    def sync(self) -> None:
+        """What was written survives a loss of power."""
+        if self._file:
+            with writing(self.path):
+                os.fsync(self._file.fileno())
 
     def close(self) -> None:
         if self._file:
             with contextlib.suppress(OSError):  # a line that could not be written was said then
                 self._file.close()
-
-
-def _step(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except json.JSONDecodeError:
-        return math.inf
 
 
 class History:
@@ -106,14 +123,16 @@ class Records:
         if writes:
             self._metrics.rewind(resumed_from)
             self._ledger.rewind(resumed_from)
-            self._board = tf.summary.create_file_writer(str(model_dir / "tensorboard"))
+            with writing(model_dir / BOARD):
+                self._board = tf.summary.create_file_writer(str(model_dir / BOARD))
+            self._board_path = model_dir / BOARD
 
     def metrics(self, step: int, kind: str, figures: Mapping[str, float]) -> None:
         """One line of kind "train" or "eval", and the same figures to TensorBoard as kind/name."""
         if not self._writes:
             return
         self._metrics.write(step, kind=kind, **figures)
-        with self._board.as_default(step=step):
+        with writing(self._board_path, f" after step {step}"), self._board.as_default(step=step):
             for name, value in figures.items():
                 tf.summary.scalar(f"{kind}/{name}", value)
 
@@ -127,8 +146,14 @@ class Records:
         if self._writes:
             self._ledger.write(step, batch=batch, batch_hash=batch_hash, **({"bad": True} if bad else {}))
 
+    def sync(self) -> None:
+        """What was written survives a loss of power; a checkpoint is not to be ahead of its records."""
+        self._metrics.sync()
+        self._ledger.sync()
+
     def close(self) -> None:
         if self._writes:
             self._metrics.close()
             self._ledger.close()
-            self._board.close()
+            with contextlib.suppress(tf.errors.OpError):  # a full disk was said where a line did not fit
+                self._board.close()

@@ -1,13 +1,15 @@
 """Batches that a run leaves out, such as those that made its loss jump: kept in `skips.json`."""
 
-import json
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
 
 from pretrain.checkpointing import DIRECTORY, free_name
+from pretrain.data.manifest import read_json, write_json
 from pretrain.errors import InputError
+from pretrain.training import records
 
 FILE = "skips.json"
 ABANDONED = "abandoned"
@@ -20,16 +22,21 @@ def read(model_dir: Path) -> list[range]:
 
 def _skips(model_dir: Path) -> list[dict]:
     path = model_dir / FILE
-    return json.loads(path.read_text()) if path.exists() else []
+    try:
+        return read_json(path)["skips"] if path.exists() else []
+    except InputError as error:
+        raise InputError(
+            f"{path} is damaged, which says what batches the run leaves out: bring back a copy, or delete it "
+            "to leave out none from here on."
+        ) from error
 
 
 def leave_out(model_dir: Path, batches: range, **why: object) -> None:
     """Adds to the batches that the run leaves out from now on; one process does it for all."""
     if jax.process_index() == 0 and len(batches):
-        temporary = model_dir / f"{FILE}.tmp"
         skip = {"batches": [batches.start, batches.stop], **why}
-        temporary.write_text(json.dumps([*_skips(model_dir), skip], indent=1))
-        temporary.replace(model_dir / FILE)
+        with records.writing(model_dir / FILE):
+            write_json(model_dir / FILE, {"skips": [*_skips(model_dir), skip]})
 
 
 def rollbacks(model_dir: Path) -> int:
@@ -43,24 +50,32 @@ def unsaid(model_dir: Path, events: Sequence[Mapping]) -> list[dict]:
     return [skip for skip in _skips(model_dir) if skip["batches"] not in said]
 
 
-def leave_out_steps(model_dir: Path, steps: range, ledger: Sequence[Mapping[str, int]]) -> str:
-    """Leaves out the batches that the ledger says these steps were fed, and goes back to before them.
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """To go back to before some steps. before: the checkpoint to go back to. later: those after it.
 
-    Checkpoints of later steps are moved into `abandoned/`. Done once: asked again, nothing changes.
-
-    Returns:
-        What was done, for a person.
-
-    Raises:
-        InputError: the run never made these steps, or has no checkpoint before them.
+    batches: the positions of what the steps were fed.
     """
-    asked, flag = [steps.start, steps.stop], f"--skip-steps {steps.start}:{steps.stop}"
-    if any(skip.get("steps") == asked for skip in _skips(model_dir)):
-        return f"{flag} was done before; name more steps to leave out what they are fed now."
+
+    steps: range
+    batches: range
+    before: int
+    later: Sequence[int]
+
+
+def asked(model_dir: Path, steps: range, ledger: Sequence[Mapping[str, int]]) -> Asked | None:
+    """What it takes to leave out what the ledger says these steps were fed; None if that was done before.
+
+    Raises InputError if the run never made these steps, or has no checkpoint before them.
+    """
+    flag = f"--skip-steps {steps.start}:{steps.stop}"
+    if any(skip.get("steps") == [steps.start, steps.stop] for skip in _skips(model_dir)):
+        return None
     fed = {line["step"]: line["batch"] for line in ledger}
-    if missing := [step for step in steps if step not in fed]:
+    missing = next((step for step in steps if step not in fed), None)
+    if missing is not None:
         raise InputError(
-            f"{flag} names step {missing[0]}, but the ledger of {model_dir} has {min(fed, default=0)} to "
+            f"{flag} names step {missing}, but the ledger of {model_dir} has {min(fed, default=0)} to "
             f"{max(fed, default=0)}."
         )
     saved = sorted(int(path.name) for path in (model_dir / DIRECTORY).glob("*") if path.name.isdigit())
@@ -71,13 +86,19 @@ def leave_out_steps(model_dir: Path, steps: range, ledger: Sequence[Mapping[str,
             f"{min(saved, default=0)}: name later steps, or train anew in another --model-dir."
         )
     later = [step for step in saved if step >= steps.start]
+    return Asked(steps, range(fed[steps[0]], fed[steps[-1]] + 1), before, later)
+
+
+def go_back(model_dir: Path, asked: Asked) -> str:
+    """Moves the later checkpoints into `abandoned/`, adds to what the run leaves out, and says so."""
     if jax.process_index() == 0:
-        for step in later:
-            (model_dir / ABANDONED).mkdir(exist_ok=True)
-            path = model_dir / DIRECTORY / str(step)
-            path.rename(free_name(model_dir / ABANDONED / path.name))
-    leave_out(model_dir, range(fed[steps[0]], fed[steps[-1]] + 1), steps=asked)
-    moved = f"; the checkpoints of steps {', '.join(map(str, later))} are in {ABANDONED}/" if later else ""
-    return (
-        f"Going back to step {before}, leaving out what steps {steps.start} to {steps[-1]} were fed{moved}."
-    )
+        for step in asked.later:
+            with records.writing(model_dir / ABANDONED):
+                (model_dir / ABANDONED).mkdir(exist_ok=True)
+                path = model_dir / DIRECTORY / str(step)
+                path.rename(free_name(model_dir / ABANDONED / path.name))
+    first, last = asked.steps[0], asked.steps[-1]
+    leave_out(model_dir, asked.batches, steps=[asked.steps.start, asked.steps.stop])
+    names = ", ".join(map(str, asked.later))
+    moved = f"; the checkpoints of steps {names} are in {ABANDONED}/" if names else ""
+    return f"Going back to step {asked.before}, leaving out what steps {first} to {last} were fed{moved}."

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from types import FrameType
 
 import jax
@@ -23,29 +24,51 @@ class Stop:
         self._asked = False
         self._turns = 0
         self._before: dict[int, signal._HANDLER] = {}
+        self._pipe: int | None = None
 
     def __enter__(self) -> "Stop":
+        # Before any signal is taken: JAX starts here, under a lock that a handler must not wait for.
+        self._several, self._speaks = jax.process_count() > 1, jax.process_index() == 0
         self._take(signal.SIGINT)
-        if jax.process_count() == 1:
+        if not self._several:
             self._take(signal.SIGTERM)
+            self._listen()
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self._pipe is not None:
+            signal.set_wakeup_fd(self._wakeup_before)
+            os.close(self._pipe)  # which ends the thread
 
     def __call__(self, _step: int) -> bool:
         self._turns += 1
-        several = jax.process_count() > 1
-        if several and not self._asked and multihost_utils.reached_preemption_sync_point(self._turns):
+        if self._several and not self._asked and multihost_utils.reached_preemption_sync_point(self._turns):
             self._heard(signal.SIGINT, signal.SIGTERM)
         return self._asked
 
     def _take(self, number: int) -> None:
         self._before[number] = signal.signal(number, self._handle)
 
+    def _listen(self) -> None:
+        """Python runs a handler between its own instructions only: while XLA works, a thread must count."""
+        readable, self._pipe = os.pipe()
+        os.set_blocking(self._pipe, False)
+        self._wakeup_before = signal.set_wakeup_fd(self._pipe, warn_on_full_buffer=False)
+        threading.Thread(target=self._count, args=(readable,), daemon=True).start()
+
+    def _count(self, readable: int) -> None:
+        """Ends the process at a second signal, if the first one was not handled before it."""
+        heard = 0
+        while number := os.read(readable, 1):
+            heard += number[0] in self._before
+            if heard == 2:
+                os._exit(128 + number[0])
+        os.close(readable)
+
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if jax.process_count() > 1:
+        if self._several:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGTERM)
         else:
@@ -56,5 +79,5 @@ class Stop:
         self._asked = True
         for number in numbers:
             signal.signal(number, signal.SIG_DFL)
-        if jax.process_index() == 0:
+        if self._speaks:
             os.write(2, MESSAGE)

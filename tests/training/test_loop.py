@@ -223,6 +223,69 @@ def test_figures_do_not_depend_on_where_a_run_was_stopped(make_run, train, tmp_p
     assert not any(different for _, different in found.values())
 
 
+def test_steps_below_what_was_made_are_refused(make_run, train, tmp_path, watcher):
+    loop.train(make_run(), "config", tmp_path / "model", watcher, lambda step: step == 8)
+    with pytest.raises(InputError, match="steps is 5, but the run in .* has made 8 and did not end there"):
+        train(make_run(steps=5))
+    train(make_run())
+    assert train(make_run(steps=5)) == 5  # it ended
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_weight_decay_may_come_and_go(make_run, train, tmp_path, watcher, decay):
+    """optax's tree of state is another then, the arrays in it are the same."""
+    schedule = optim.Constant(peak=1e-2)
+    before, after = (optim.AdamW(schedule=schedule, weight_decay=each) for each in (0.1 - decay, decay))
+    train(make_run(steps=4, optimizer=before))
+    assert train(make_run(steps=6, optimizer=after)) == 6
+    assert not watcher.warnings
+
+
+def test_spikes_may_be_looked_for_from_now_on(make_run, train, tmp_path, watcher):
+    rules = [BadSteps(), BadSteps(spike=5.0), BadSteps(spike=5.0, window=7), BadSteps()]
+    for number, rule in enumerate(rules, 1):
+        assert train(make_run(steps=4 * number, bad_steps=rule)) == 4 * number
+    assert not watcher.warnings
+    kept = [arrays(tmp_path / "model", step).get("recent") for step in (4, 8, 12, 16)]
+    assert [np.shape(each) for each in kept] == [(0,), (100,), (7,), (0,)]
+    assert np.isfinite(kept[1]).sum() == np.isfinite(kept[2]).sum() == 4
+
+
+def test_a_run_does_not_go_back_to_a_damaged_checkpoint(make_run, train, tmp_path):
+    run, model_dir = make_run(), tmp_path / "model"
+    train(run)
+    files = [path for path in (model_dir / "checkpoints" / "4").rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:100])
+    before = sorted(path.relative_to(model_dir) for path in model_dir.rglob("*"))
+    with pytest.raises(InputError, match="checkpoints/4 is damaged .* --skip-steps would go back to it"):
+        train(run, skip_steps=range(6, 8))
+    assert sorted(path.relative_to(model_dir) for path in model_dir.rglob("*")) == before
+    assert train(run, skip_steps=range(10, 11)) == 12
+
+
+def test_a_line_that_is_none_is_named_and_one_cut_short_is_dropped(make_run, train, tmp_path):
+    run, ledger = make_run(), tmp_path / "model" / "ledger.jsonl"
+    train(make_run(steps=8))
+    whole = ledger.read_text()
+    lines = whole.splitlines(True)
+    ledger.write_text("".join([*lines[:3], "}{\n", *lines[4:]]))
+    with pytest.raises(InputError, match="ledger.jsonl, line 4 is not what a run writes"):
+        train(run)
+    ledger.write_text(whole + lines[0][:10])
+    assert train(run) == 12
+    assert ledger.read_text().startswith(whole) and len(ledger.read_text().splitlines()) == 12
+
+
+def test_what_is_left_out_has_a_checksum(make_run, train, tmp_path):
+    run, path = make_run(), tmp_path / "model" / "skips.json"
+    train(run)
+    train(run, skip_steps=range(6, 8))
+    path.write_text(path.read_text().replace("7", "6", 1))
+    with pytest.raises(InputError, match="skips.json is damaged"):
+        train(run)
+
+
 @pytest.mark.parametrize("at", [3, 12])
 def test_an_evaluation_that_was_stopped_is_made_when_the_run_goes_on(
     make_run, train, tmp_path, watcher, lines, at

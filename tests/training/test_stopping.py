@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 
+import jax
 import pytest
 
 from pretrain import config
@@ -30,6 +31,39 @@ def test_a_second_signal_ends_at_once(number):
     assert done.returncode == -number
     assert done.stdout == "False\nTrue\n"
     assert "a second signal ends the run at once" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_what_does_not_come_back_to_python(number):
+    program = (
+        "import hashlib\n"
+        "from pretrain.training.stopping import Stop\n"
+        "with Stop():\n"
+        "    print('working', flush=True)\n"
+        "    hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=config.shipped().parent, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout.readline() == "working\n"
+        for _ in range(2):
+            time.sleep(0.2)
+            assert process.poll() is None
+            process.send_signal(number)
+        assert process.wait(timeout=20) == 128 + number
+    finally:
+        process.kill()
+
+
+def test_jax_starts_before_a_signal_is_taken(monkeypatch):
+    """It starts under a lock, for which a handler that asks JAX something would wait for ever."""
+    before, seen = signal.getsignal(signal.SIGINT), []
+    monkeypatch.setattr(jax, "process_count", lambda: seen.append(signal.getsignal(signal.SIGINT)) or 1)
+    with Stop() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop(1)
+    assert seen == [before]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
