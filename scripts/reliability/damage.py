@@ -1,6 +1,7 @@
 """A model dir that is damaged, full, read-only or taken: what the same command says, and how it goes on."""
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -16,7 +17,7 @@ from pretrain.checkpointing import DIRECTORY
 from pretrain.comparison import compare
 from pretrain.training import model_dirs, records
 
-STEPS, NEWEST = 20, 15
+STEPS, NEWEST, KILLED = 20, 15, 17
 RUN = signals.Mode("quickstart", packed=True)
 
 
@@ -32,7 +33,7 @@ def table(place: Path) -> list[tuple[str, ...]]:
     straight, stopped = place / "straight", place / "stopped"
     train(place, straight).check_returncode()
     shutil.copytree(straight, stopped)
-    shutil.rmtree(stopped / DIRECTORY / str(STEPS))
+    leave_as_killed(stopped)
     rows = []
     for name, damaged in cases(stopped):
         click.echo(name, err=True)
@@ -43,6 +44,14 @@ def table(place: Path) -> list[tuple[str, ...]]:
                 (name, str(done.returncode), said(done, place), *outcome(straight, model_dir, before))
             )
     return [("what is wrong", "exit code", "what it says", "goes on from", "the end of the run"), *rows]
+
+
+def leave_as_killed(model_dir: Path) -> None:
+    """Takes away what a kill after step `KILLED` would not have let come about."""
+    shutil.rmtree(model_dir / DIRECTORY / str(STEPS))
+    for name in (records.METRICS, records.LEDGER):
+        lines = [line for line in records.read(model_dir / name) if line["step"] <= KILLED]
+        (model_dir / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def checkpoints(model_dir: Path) -> list[str]:
