@@ -128,6 +128,27 @@ def test_processes_with_other_settings_are_refused(place):
     assert not (place.directory / "differ/config.gin").exists()
 
 
+IMPATIENT = """\
+from pretrain.cli import main
+from pretrain.training import loop
+
+loop.VISIBLE = 1.0
+main.main()
+"""
+
+
+@pytest.mark.slow
+def test_a_model_dir_of_each_process_is_refused(place):
+    meeting = ("--coordinator", f"localhost:{place.free_port()}", "--processes", "2", "--process")
+    processes = [
+        place.launch("-c", IMPATIENT, "train", "run.gin", "--model-dir", f"own{index}", *meeting, str(index))
+        for index in range(2)
+    ]
+    for code, _, err in place.ended(*processes):
+        assert code == 2, err
+        assert "is not the same directory for all processes" in err
+
+
 FAILS = """\
 import sys
 from jax.experimental import multihost_utils

@@ -50,11 +50,12 @@ def trained(config, objective, batch, microbatches=1, mesh=None, steps=3):
 
 
 @pytest.mark.parametrize("family", OBJECTIVES)
-@pytest.mark.parametrize("microbatches", [2, 4, 8])
-def test_accumulated_gradients_are_those_of_the_whole_batch(family, microbatches, tiny_config, batch):
+def test_accumulated_gradients_are_those_of_the_whole_batch(family, tiny_config, batch):
     config, objective, rows = tiny_config(family), OBJECTIVES[family], batch(family)
-    whole, parts = (trained(config, objective, rows, count) for count in (1, microbatches))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), whole, parts)
+    whole = trained(config, objective, rows)
+    for microbatches in (2, 8):
+        parts = trained(config, objective, rows, microbatches)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), whole, parts)
 
 
 def test_accumulation_does_not_depend_on_the_mesh(tiny_config, batch):
