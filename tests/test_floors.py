@@ -32,7 +32,7 @@ FLOORS = {
     "pretrain.pipeline": 6,
     "pretrain.checkpointing": 7,
     "pretrain.training.hardware": 1,
-    "pretrain.training.records": 1,
+    "pretrain.training.records": 2,
     "pretrain.training.state": 3,
     "pretrain.training.step": 5,
     "pretrain.evaluation": 8,
