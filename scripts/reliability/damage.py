@@ -69,7 +69,8 @@ def said(done: subprocess.CompletedProcess, place: Path) -> str:
     lines = [line for line in done.stderr.splitlines() + done.stdout.splitlines() if "amaged" in line]
     lines += [line for line in done.stderr.splitlines() if line.startswith("pretrain: ")]
     text = re.sub(rf"{re.escape(str(place))}/[\w.-]+/?", "", lines[0] if lines else "")
-    return text.removeprefix("pretrain: ").replace("|", "\\|")
+    text = re.sub(r"process \d+ on [^:]+", "process N on HOST", text)
+    return text.removeprefix("pretrain: ").strip().replace("|", "\\|")
 
 
 def outcome(straight: Path, model_dir: Path, before: set[str]) -> tuple[str, str]:
