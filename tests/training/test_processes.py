@@ -84,8 +84,7 @@ def test_when_one_is_killed_the_other_ends_and_both_go_on(place):
         assert all(process.poll() is None for process in processes), place.ended(*processes)
         time.sleep(0.02)
     processes[1].send_signal(signal.SIGKILL)
-    # At once in a step; at a barrier of a save only when JAX has missed its heartbeat for 100 seconds.
-    first, second = place.ended(*processes, seconds=150)
+    first, second = place.ended(*processes, seconds=40)
     assert first[0] != 0 and second[0] == -signal.SIGKILL
     before = len(place.lines("killed", "ledger"))
 
