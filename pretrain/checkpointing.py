@@ -250,7 +250,7 @@ class Checkpoints:
             raise RuntimeError(f"Another process could not read {path}; see what it says.") from failure
         if worst == 1:
             raise self._damage(
-                step, _first_line(failure) if failure else "another process cannot read it"
+                step, _reason(failure) if failure else "another process cannot read it"
             ) from failure
 
     @contextmanager
@@ -263,7 +263,7 @@ class Checkpoints:
         except (ValueError, OSError, RuntimeError) as error:
             which = f"of step {step} or the one before it" if step else "that was being written"
             raise NotSaved(
-                f"The checkpoint {which} could not be saved in {self.directory} ({_first_line(error)})."
+                f"The checkpoint {which} could not be saved in {self.directory} ({_reason(error)})."
             ) from error
 
     def wait(self) -> None:
@@ -356,7 +356,9 @@ def _check_arrays(path: Path, wanted: Mapping[str, Any], stored: Shapes) -> None
 _MAY_PASS = re.compile(r"\b(RESOURCE_EXHAUSTED|UNAVAILABLE|DEADLINE_EXCEEDED|PERMISSION_DENIED|ABORTED)\b")
 
 
-def _is_no_damage(error: Exception) -> bool:
+def _is_no_damage(error: BaseException) -> bool:
+    if error.__cause__ is not None and _is_no_damage(error.__cause__):
+        return True
     if isinstance(error, InputError | MemoryError | jax.errors.JaxRuntimeError):
         return True
     if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
@@ -370,8 +372,12 @@ def free_name(path: Path) -> Path:
     return next(name for name in names if not name.exists())
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+def _reason(error: BaseException) -> str:
+    """What went wrong at the root, in a line: Orbax wraps TensorStore's words into pages of settings."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return re.sub(r"\{\{function_node .*?\}\} ", "", first)[:300]
 
 
 def _shapes(leaves: Mapping[str, Any]) -> Shapes:

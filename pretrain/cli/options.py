@@ -71,10 +71,14 @@ def of_processes(function: Callable) -> Callable:
         "--initialization-timeout", type=click.FloatRange(min=0, min_open=True), default=60,
         show_default=True, metavar="SECONDS", help="How long the processes wait for each other to come.",
     )  # fmt: skip
+    @click.option(
+        "--heartbeat-timeout", type=click.IntRange(min=1), default=100, show_default=True, metavar="SECONDS",
+        help="How long after one was killed the others, if they wait for it, end as well.",
+    )  # fmt: skip
     @functools.wraps(function)
     def command(
         *, coordinator: str | None, processes: int | None, process: int | None,
-        initialization_timeout: float, **others: object,
+        initialization_timeout: float, heartbeat_timeout: int, **others: object,
     ) -> object:  # fmt: skip
         if coordinator is None and processes is None and process is None:
             return function(**others)
@@ -84,7 +88,7 @@ def of_processes(function: Callable) -> Callable:
             )
         from pretrain.parallel.processes import Place, joined
 
-        with joined(Place(coordinator, processes, process), initialization_timeout):
+        with joined(Place(coordinator, processes, process), initialization_timeout, heartbeat_timeout):
             return function(**others)
 
     return command

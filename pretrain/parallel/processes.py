@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 from pretrain.errors import InputError
 
 TIMEOUT = 60.0  # seconds for all to come
+HEARTBEAT = 100  # seconds without a sign of life after which a process counts as dead; JAX's own default
 FAREWELL = 10.0  # seconds that a process which failed waits for the others, which may have failed too
 
 
@@ -56,11 +57,12 @@ class Place:
 
 
 @contextlib.contextmanager
-def joined(place: Place | None, timeout: float = TIMEOUT) -> Iterator[None]:
+def joined(place: Place | None, timeout: float = TIMEOUT, heartbeat: int = HEARTBEAT) -> Iterator[None]:
     """Makes this process one of several while inside; `None` leaves it alone. Before anything uses a device.
 
     Simulated CPU devices are as many in each process as the environment says in JAX_NUM_CPU_DEVICES. Only
-    process 0 keeps its stdout. A process that leaves with an exception ends soon, whatever the others do.
+    process 0 keeps its stdout. A process that leaves with an exception ends soon, whatever the others do. One
+    that is killed can say nothing: where the others wait for it, they end after `heartbeat` seconds.
 
     Raises InputError if not all have come after `timeout` seconds.
     """
@@ -69,7 +71,7 @@ def joined(place: Place | None, timeout: float = TIMEOUT) -> Iterator[None]:
         return
     _only_the_first_prints(place)
     try:
-        start(place, timeout)
+        start(place, timeout, heartbeat)
     except InputError:
         atexit.register(_end, 2)  # without JAX's own end, which is not made for a meeting that was none
         raise
@@ -83,7 +85,7 @@ def joined(place: Place | None, timeout: float = TIMEOUT) -> Iterator[None]:
         raise
 
 
-def start(place: Place, timeout: float = TIMEOUT) -> None:
+def start(place: Place, timeout: float = TIMEOUT, heartbeat: int = HEARTBEAT) -> None:
     """Returns when all processes have come. Raises InputError if they have not after `timeout` seconds."""
     if place.process == 0 and _is_taken(place.port):
         raise InputError(
@@ -92,7 +94,7 @@ def start(place: Place, timeout: float = TIMEOUT) -> None:
     # JAX aborts the process when its own time is up: it gets more of it, and this thread looks at the clock.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     failures: list[Exception] = []
-    meeting = threading.Thread(target=_meet, args=(place, 2 * timeout + 60, failures), daemon=True)
+    meeting = threading.Thread(target=_meet, args=(place, 2 * timeout + 60, heartbeat, failures), daemon=True)
     meeting.start()
     meeting.join(timeout)
     if meeting.is_alive():
@@ -115,13 +117,14 @@ def _is_taken(port: int) -> bool:
     return False
 
 
-def _meet(place: Place, timeout: float, failures: list[Exception]) -> None:
+def _meet(place: Place, timeout: float, heartbeat: int, failures: list[Exception]) -> None:
     try:
         jax.distributed.initialize(
             place.coordinator,
             num_processes=place.processes,
             process_id=place.process,
             initialization_timeout=int(timeout),
+            heartbeat_timeout_seconds=heartbeat,
         )
     except Exception as error:  # raised again where it is heard
         failures.append(error)

@@ -79,7 +79,8 @@ TRAIN = ("-m", "pretrain.cli.main", "train", "run.gin", "--model-dir")
 
 @pytest.mark.slow
 def test_when_one_is_killed_the_other_ends_and_both_go_on(place):
-    processes = place.launch_several(2, *TRAIN, "killed", "--gin.steps=100000", "--gin.log_period=100")
+    words = (*TRAIN, "killed", "--gin.steps=100000", "--gin.log_period=100", "--heartbeat-timeout=15")
+    processes = place.launch_several(2, *words)
     while not any(line["step"] >= 4 for line in place.lines("killed", "ledger")):
         assert all(process.poll() is None for process in processes), place.ended(*processes)
         time.sleep(0.02)
@@ -88,7 +89,7 @@ def test_when_one_is_killed_the_other_ends_and_both_go_on(place):
     assert first[0] != 0 and second[0] == -signal.SIGKILL
     before = len(place.lines("killed", "ledger"))
 
-    processes = place.launch_several(2, *TRAIN, "killed", "--gin.steps=100000", "--gin.log_period=100")
+    processes = place.launch_several(2, *words)
     while len(place.lines("killed", "ledger")) <= before + 4:
         assert all(process.poll() is None for process in processes), place.ended(*processes)
         time.sleep(0.02)
