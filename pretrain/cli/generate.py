@@ -8,7 +8,10 @@ from pretrain.cli import options
 
 
 @click.command("generate", context_settings=options.GIN_CONTEXT)
-@click.argument("model_dir", type=click.Path(path_type=Path))
+@click.argument("source", metavar="MODEL_DIR|RUN.gin")
+@click.option(
+    "--model-dir", type=click.Path(path_type=Path), help="Whose parameters.  [default: those of MODEL_DIR]"
+)
 @click.option("--prompt", "prompts", multiple=True, required=True, help="Text; may be given several times.")
 @click.option("--step", type=int, help="Checkpoint to use.  [default: the newest]")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="New tokens at most.  [default: what fits]")
@@ -18,7 +21,7 @@ from pretrain.cli import options
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the draws.")
 @options.gin_arguments
 def command(
-    model_dir: Path, prompts: tuple[str, ...], step: int | None, max_tokens: int | None,
+    source: str, model_dir: Path | None, prompts: tuple[str, ...], step: int | None, max_tokens: int | None,
     temperature: float, top_k: int | None, top_p: float | None, seed: int, gin_flags: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Let the model in MODEL_DIR fill in (T5) or continue (decoders) a prompt.
@@ -36,8 +39,8 @@ def command(
     from pretrain.training import loading
 
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
-    run = options.model_dir_run(model_dir, gin_flags)
-    with loading.opened(model_dir, run, step) as trained:
+    run, holder = options.trained_run(source, model_dir, gin_flags)
+    with loading.opened(holder, run, step) as trained:
         for result in generate(
             run, trained.params, trained.mesh, prompts, max_tokens=max_tokens, sampling=sampling, seed=seed
         ):

@@ -1,6 +1,5 @@
 """pretrain inspect"""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -21,7 +20,7 @@ NO_LOSS, NO_LOSS_STYLE = ("⟦", "⟧"), "blue"
 
 
 @click.command("inspect", context_settings=options.GIN_CONTEXT)
-@click.argument("run_file", metavar="RUN.gin|MODEL_DIR")
+@click.argument("source", metavar="RUN.gin|MODEL_DIR")
 @click.option("--split", help="Split to read.  [default: the run's train_split]")
 @click.option(
     "--examples", type=click.IntRange(min=0), default=4, show_default=True, help="How many to show."
@@ -30,9 +29,7 @@ NO_LOSS, NO_LOSS_STYLE = ("⟦", "⟧"), "blue"
     "--batches", type=click.IntRange(min=1), default=20, show_default=True, help="How many to count."
 )
 @options.gin_arguments
-def command(
-    run_file: str, split: str | None, examples: int, batches: int, gin_flags: tuple[str, ...]
-) -> None:
+def command(source: str, split: str | None, examples: int, batches: int, gin_flags: tuple[str, ...]) -> None:
     """Show the first examples a run feeds its model, and figures of its rows and its corpus.
 
     \b
@@ -42,12 +39,9 @@ def command(
     options.quiet_logs()
     from rich.console import Console
 
-    from pretrain import config, inspection
+    from pretrain import inspection
 
-    if Path(run_file).is_dir():
-        run = options.model_dir_run(Path(run_file), gin_flags)
-    else:
-        run = config.load(run_file, options.bindings(gin_flags))
+    run = options.run_of(source, gin_flags)
     found = inspection.inspect(run, split, batches)
     console = Console(highlight=False)
     if examples:

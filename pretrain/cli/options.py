@@ -13,7 +13,7 @@ from pretrain.errors import InputError
 if TYPE_CHECKING:
     from pretrain.run import RunConfig
 
-__all__ = ["GIN_CONTEXT", "bindings", "gin_arguments", "model_dir_run", "of_processes", "quiet_logs"]
+__all__ = ["GIN_CONTEXT", "bindings", "gin_arguments", "of_processes", "quiet_logs", "run_of", "trained_run"]
 
 GIN_CONTEXT = {"ignore_unknown_options": True, "allow_extra_args": True}
 
@@ -47,8 +47,24 @@ def bindings(flags: tuple[str, ...]) -> list[str]:
     return result
 
 
-def model_dir_run(model_dir: Path, flags: tuple[str, ...] = ()) -> "RunConfig":
-    """The run a model dir holds. Raises InputError if it is not a model dir."""
+def run_of(source: str, flags: tuple[str, ...] = ()) -> "RunConfig":
+    """The run that a gin file says or a model dir holds. Raises InputError if it is neither."""
+    from pretrain import config
+
+    is_file = source.endswith(".gin") or Path(source).is_file()
+    return config.load(source if is_file else _config_of(Path(source)), bindings(flags))
+
+
+def trained_run(source: str, model_dir: Path | None, flags: tuple[str, ...]) -> tuple["RunConfig", Path]:
+    """The run of `source`, and the model dir that has its parameters: `source` itself unless it is a file."""
+    holder = model_dir or Path(source)
+    if model_dir is None and (source.endswith(".gin") or holder.is_file()):
+        raise InputError(f"{source} says how to train a model and holds none: give --model-dir too.")
+    _config_of(holder)
+    return run_of(source, flags), holder
+
+
+def _config_of(model_dir: Path) -> Path:
     from pretrain import config
 
     path = model_dir / config.FILE
@@ -56,7 +72,7 @@ def model_dir_run(model_dir: Path, flags: tuple[str, ...] = ()) -> "RunConfig":
         raise InputError(
             f"{model_dir} is not a model dir (it has no {config.FILE}): give the --model-dir of a training."
         )
-    return config.load(path, bindings(flags))
+    return path
 
 
 def of_processes(function: Callable) -> Callable:

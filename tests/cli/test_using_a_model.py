@@ -70,6 +70,26 @@ def test_evaluation_is_a_table_or_json_of_the_same_figures(call, spans):
     assert fewer["loss"] != figures["loss"]
 
 
+def test_a_model_is_used_by_the_settings_of_a_gin_file(call, spans, tmp_path):
+    """Another corpus; and the very file of a model dir says what the model dir says."""
+    (tmp_path / "other.txt").write_text("another corpus, of other documents\n" * 200)
+    other = ("runs/text_files.gin", f"--gin.FILES={str(tmp_path / 'other.txt')!r}")
+    model = [line for line in (Path(spans) / "config.gin").read_text().splitlines() if line]
+    (tmp_path / "same.gin").write_text("\n".join(model))
+    same = call("evaluate", tmp_path / "same.gin", "--model-dir", spans, "--json")
+    assert same.code == 0 and same.out == call("evaluate", spans, "--json").out
+    prompt = ("--prompt", "a <extra_id_0>", "--max-tokens", 3)
+    filled = call("generate", tmp_path / "same.gin", "--model-dir", spans, *prompt)
+    assert filled.code == 0 and filled.out == call("generate", spans, *prompt).out
+    for command in (("evaluate",), ("generate", *prompt)):
+        alone = call(command[0], *other, *command[1:])
+        assert alone.code == 2 and "holds none: give --model-dir too" in alone.err
+        none = call(command[0], *other, *command[1:], "--model-dir", tmp_path)
+        assert none.code == 2 and "is not a model dir" in none.err
+    another = call("evaluate", *other, "--model-dir", spans)
+    assert another.code == 2 and "by this config" in another.err
+
+
 def test_a_run_says_what_it_is_and_writes_what_it_says(train):
     result = train()
     assert result.code == 0, result
