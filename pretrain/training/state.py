@@ -32,7 +32,7 @@ class TrainState:
 
 def graph(model_config) -> nnx.GraphDef:
     """The model without its numbers: `nnx.merge(graph, params)` is a model."""
-    return nnx.graphdef(nnx.eval_shape(model_config.build, jax.random.key(0)))
+    return nnx.graphdef(nnx.eval_shape(lambda: model_config.build(jax.random.key(0))))
 
 
 def init_params(model_config, seed: int) -> Params:
