@@ -41,6 +41,8 @@ setup(
         "beam": BEAM,
         "test": [
             *BEAM,
+            # The TPU compiler, which needs no TPU: `pretrain plan`.
+            "jax[tpu]>=0.10,<0.13; sys_platform == 'linux' and platform_machine == 'x86_64'",
             "pytest>=8,<10",
             "pytest-xdist>=3.6,<4",
             "ruff>=0.14,<1",

@@ -5,8 +5,6 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from pretrain.parallel import sharding
-
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +42,8 @@ def token_cross_entropy(
     vocab = logits.shape[-1]
     log_z = jax.nn.logsumexp(logits, axis=-1)
     # A one-hot product, not a gather: it works over a vocabulary that is cut across devices.
-    one_hot = targets_BL[..., None] == jnp.arange(vocab)
+    ids = jnp.arange(vocab)
+    one_hot = targets_BL[..., None] == ids
     nll = log_z - jnp.sum(jnp.where(one_hot, logits, 0.0), axis=-1)
     loss = nll
     if label_smoothing:
@@ -53,13 +52,13 @@ def token_cross_entropy(
         entropy = -(1 - label_smoothing) * jnp.log(1 - label_smoothing) - (vocab - 1) * low * jnp.log(low)
         loss = (1 - label_smoothing) * nll + low * rest - entropy
     z = z_loss * jnp.square(log_z)
-    correct = jnp.argmax(
-        jax.lax.stop_gradient(sharding.constrain(logits, ("batch", "length", None))), axis=-1
-    )
+    # argmax, the first of equals, as two reductions: jnp.argmax would gather a vocabulary that is cut.
+    seen = jax.lax.stop_gradient(logits)
+    best = jnp.min(jnp.where(seen == jnp.max(seen, axis=-1, keepdims=True), ids, vocab), axis=-1)
     return TokenSums(
         loss=jnp.sum((loss + z) * weights_BL),
         nll=jnp.sum(nll * weights_BL),
         z_loss=jnp.sum(z * weights_BL),
-        correct=jnp.sum((correct == targets_BL) * weights_BL),
+        correct=jnp.sum((best == targets_BL) * weights_BL),
         weight=jnp.sum(weights_BL),
     )

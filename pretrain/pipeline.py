@@ -194,3 +194,15 @@ def to_devices(batch: Batch, mesh: jax.sharding.Mesh, rules: sharding.Rules) -> 
     """The global batch, every device holding its rows of what its process read."""
     layout = sharding.named(mesh, rules, ("batch", "length"))
     return {name: jax.make_array_from_process_local_data(layout, value) for name, value in batch.items()}
+
+
+def abstract_batch(run: RunConfig, mesh: jax.sharding.Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a global batch on the devices of `mesh`, without reading one."""
+    converter = run.objective.converter(run.pack)
+    layout = sharding.named(mesh, run.rules, ("batch", "length"))
+    return {
+        name: jax.ShapeDtypeStruct(
+            (run.batch_size, length), converter.MODEL_FEATURES[name].dtype.as_numpy_dtype, sharding=layout
+        )
+        for name, length in converter.get_model_feature_lengths(run.lengths).items()
+    }

@@ -13,7 +13,7 @@ from pretrain.models.decoder import DecoderConfig
 from pretrain.models.encoder_decoder import EncoderDecoderConfig
 from pretrain.objectives.base import Objective
 from pretrain.optim import Optimizer
-from pretrain.parallel.mesh import MeshConfig
+from pretrain.parallel.mesh import MeshConfig, described
 from pretrain.parallel.sharding import Rules, check_rules
 from pretrain.warm_start import WarmStart
 
@@ -156,7 +156,7 @@ class RunConfig:
         self.objective.check(self.lengths, vocabulary)
 
     def check_batch(self, axis_sizes: Mapping[str, int], num_processes: int) -> None:
-        """Raises InputError if the batch cannot be cut evenly over the mesh."""
+        """Raises InputError if the batch and the lengths of its rows cannot be cut evenly over the mesh."""
         check_rules(self.rules, axis_sizes)
         shares = self.rules.shares("batch", axis_sizes)
         if shares % num_processes:
@@ -168,5 +168,12 @@ class RunConfig:
             times = f"{self.microbatches} microbatches times " if self.microbatches > 1 else ""
             raise InputError(
                 f"RunConfig.batch_size is {self.batch_size}: make it a multiple of {parts}, {times}the "
-                f"shares of the mesh ({', '.join(f'{axis}={size}' for axis, size in axis_sizes.items())})."
+                f"shares of the mesh ({described(axis_sizes)})."
             )
+        cuts = self.rules.shares("length", axis_sizes)
+        for feature, length in self.lengths.items():
+            if length % cuts:
+                raise InputError(
+                    f"RunConfig.lengths[{feature!r}] is {length}: make it a multiple of {cuts}, into which "
+                    f"Rules.length cuts it on this mesh ({described(axis_sizes)})."
+                )

@@ -111,12 +111,12 @@ def check_command(words: list[str], runs: dict[str, str], place: str) -> None:
         return
     try:
         given = parsed(words[1:])
-        model_dir = str(given.get("model_dir", ""))
-        if run_file := given.get("run_file"):
-            runs[model_dir] = run_file
+        source = str(given.get("run_file") or given.get("source") or "")
+        if "run_file" in given:
+            runs[str(given.get("model_dir", ""))] = source
         bindings = options.bindings(given["gin_flags"])
-        if run_file or bindings:
-            config.load(runs[model_dir], bindings)
+        if source.endswith(".gin") or bindings:
+            config.load(source if source.endswith(".gin") else runs[source], bindings)
     except Exception as error:
         raise AssertionError(f"{place}: {shlex.join(words)}") from error
 

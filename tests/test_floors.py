@@ -44,6 +44,8 @@ FLOORS = {
     "pretrain.verification": 11,
     "pretrain.settings": 10,
     "pretrain.benchmarking": 10,
+    "pretrain.hlo": 1,
+    "pretrain.planning": 10,
     "pretrain.config": 11,
     "pretrain.cli": 12,
 }

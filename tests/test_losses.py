@@ -35,6 +35,14 @@ def test_plain_part_does_not_depend_on_smoothing_or_z():
     np.testing.assert_array_equal(plain.correct, ((LOGITS.argmax(-1) == TARGETS) * WEIGHTS).sum())
 
 
+def test_of_equal_logits_the_first_is_said():
+    """As argmax does, so that a model without an opinion is not right everywhere."""
+    logits, weights = jnp.zeros((1, 3, 5)).at[0, 2, 3:].set(1.0), jnp.ones((1, 3))
+    for targets, correct in (([0, 1, 3], 2), ([4, 4, 4], 0)):
+        sums = losses.token_cross_entropy(logits, jnp.array([targets]), weights)
+        assert sums.correct == correct
+
+
 def test_weight_zero_has_no_gradient():
     gradient = jax.grad(
         lambda x: losses.token_cross_entropy(x, TARGETS, WEIGHTS, label_smoothing=0.1, z_loss=0.1).loss

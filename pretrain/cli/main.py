@@ -20,6 +20,7 @@ COMMANDS = {
     "inspect": "Show the examples a run feeds its model.",
     "verify-resume": "Prove that a run survives kills bit for bit.",
     "cache": "Tokenize a corpus once, into an indexed store.",
+    "plan": "What a run needs on devices that are not here.",
     "benchmark": "Measure the speed of a run's step and loop.",
 }
 

@@ -81,12 +81,13 @@ def generate_tokens(
             f"{limit} in the lengths the model was trained on, {dict(run.lengths)}; shorten it"
             f"{'' if encodes else ' or lower --max-tokens'}."
         )
-    rules = run.rules
+    rules = dataclasses.replace(run.rules, length=None)  # a new token has no length to cut
     rows = -len(prompts) % rules.shares("batch", mesh.shape) + len(prompts)
     padded, real = _pad([*prompts, *[prompts[0]] * (rows - len(prompts))], left=not encodes)
     program = _program(run, max_tokens, sampling or Sampling())
     placed = jax.device_put((padded, real), sharding.named(mesh, rules, ("batch", "length")))
-    tokens = jax.device_get(program(params, *placed, jax.random.key(seed)))
+    with sharding.layout(mesh, rules):
+        tokens = jax.device_get(program(params, *placed, jax.random.key(seed)))
     return [_until_eos(row, run.vocabulary().eos_id) for row in tokens[: len(prompts)]]
 
 

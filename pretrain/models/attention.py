@@ -24,14 +24,14 @@ def same_segment(query_BQ: jax.Array, key_BK: jax.Array) -> jax.Array:
 
     Padding sees padding, so that no softmax is empty; its outputs carry no loss.
     """
-    return query_BQ[:, :, None] == key_BK[:, None, :]
+    return query_BQ[:, :, None] == sharding.constrain(key_BK, ("batch", None))[:, None, :]
 
 
 def causal(length: int, prefix_BL: jax.Array | None = None) -> jax.Array:
     """Mask [1 or B, L, L]: every position sees itself and what comes before, and the prefix all of it."""
     position = jnp.arange(length)
     mask = (position[:, None] >= position[None, :])[None]
-    return mask if prefix_BL is None else mask | (prefix_BL[:, None, :] > 0)
+    return mask if prefix_BL is None else mask | (sharding.constrain(prefix_BL, ("batch", None))[:, None] > 0)
 
 
 class RelativeBias(nnx.Module):
@@ -66,7 +66,7 @@ class RelativeBias(nnx.Module):
 
     def __call__(self, query_positions_Q: jax.Array, key_positions_K: jax.Array) -> jax.Array:
         bucket_QK = self.bucket(key_positions_K[None, :] - query_positions_Q[:, None])
-        bias_QKN = sharding.take(self.table[...], bucket_QK, (None, None, "heads"))
+        bias_QKN = sharding.take(self.table[...], bucket_QK, ("length", None, "heads"))
         return bias_QKN.transpose(2, 0, 1)
 
 
@@ -134,7 +134,14 @@ def dot_product_attention(
     query_BQNH: jax.Array, key_BKMH: jax.Array, value_BKMH: jax.Array, mask_BQK: jax.Array,
     bias_NQK: jax.Array | None, *, dropout: float = 0.0, key: jax.Array | None = None,
 ) -> jax.Array:  # fmt: skip
-    """softmax(q k + bias, where mask) v, softmax in float32. Returns [B, Q, N, H]."""
+    """softmax(q k + bias, where mask) v, softmax in float32. Returns [B, Q, N, H].
+
+    Where the length is cut, queries stay and keys and values are gathered: exact, and the memory of the
+    scores is shared.
+    """
+    key_BKMH, value_BKMH = (
+        sharding.constrain(x, ("batch", None, "heads", None)) for x in (key_BKMH, value_BKMH)
+    )
     B, Q, N, H = query_BQNH.shape
     M = key_BKMH.shape[2]
     grouped_axes = ("batch", "length", "heads", None, None)
@@ -142,7 +149,8 @@ def dot_product_attention(
     scores_axes = ("batch", "heads", None, "length", None)
     scores = sharding.einsum("BQMGH,BKMH->BMGQK", query, key_BKMH, axes=scores_axes, dtype=jnp.float32)
     if bias_NQK is not None:
-        scores += sharding.reshape(bias_NQK, (M, N // M, *bias_NQK.shape[1:]), ("heads", None, None, None))
+        bias_axes = ("heads", None, "length", None)
+        scores += sharding.reshape(bias_NQK, (M, N // M, *bias_NQK.shape[1:]), bias_axes)
     scores = jnp.where(mask_BQK[:, None, None], scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(value_BKMH.dtype)
     weights = layers.dropout(weights, dropout, key)

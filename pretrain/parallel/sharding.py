@@ -30,8 +30,8 @@ class Rules:
     activations [batch, length, embed] keep `embed` whole while parameters [embed, mlp] cut it.
     """
 
-    batch: MeshAxes = ("data", "fsdp")
-    length: MeshAxes = None
+    batch: MeshAxes = ("replica", "data", "fsdp")
+    length: MeshAxes = "context"
     embed: MeshAxes = "fsdp"
     mlp: MeshAxes = "tensor"
     heads: MeshAxes = "tensor"
@@ -41,7 +41,7 @@ class Rules:
     def shares(self, axis: str, mesh_shape: Mapping[str, int]) -> int:
         """Into how many parts a logical axis is cut.
 
-        >>> Rules().shares("batch", {"data": 4, "fsdp": 2, "tensor": 1})
+        >>> Rules().shares("batch", {"replica": 1, "data": 4, "fsdp": 2, "context": 1, "tensor": 1})
         8
         """
         along = getattr(self, axis)
@@ -50,8 +50,8 @@ class Rules:
     def spec(self, axes: Sequence[str | None]) -> PartitionSpec:
         """The partition spec of an array whose dimensions have these logical names.
 
-        >>> Rules().spec(("batch", "length", "embed")) == PartitionSpec(("data", "fsdp"), None, None)
-        True
+        >>> tuple(Rules().spec(("batch", "length", "embed")))
+        (('replica', 'data', 'fsdp'), 'context', None)
         >>> Rules().spec(("embed", "mlp")) == PartitionSpec("fsdp", "tensor")
         True
         """

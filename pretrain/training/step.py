@@ -32,7 +32,7 @@ class Programs:
     """Compiled at their first call, which must be under `sharding.layout(mesh, run.rules)`."""
 
     init: Callable[[], TrainState]
-    train_step: TrainStep
+    train_step: jax.stages.Wrapped
     eval_step: EvalStep
 
     def abstract_state(self) -> TrainState:
@@ -40,10 +40,14 @@ class Programs:
         return sharding.concrete(jax.eval_shape(self.init))
 
 
-def programs(run: RunConfig) -> Programs:
-    """The three programs of `run`. The update donates the state it is given."""
+def programs(run: RunConfig, table: np.ndarray | None = None) -> Programs:
+    """The three programs of `run`. The update donates the state it is given.
+
+    table: int [vocabulary], the bytes that each token stands for; None asks the vocabulary.
+    """
     graph, optimizer = state.graph(run.model), run.optimizer.build()
-    table, schedule = token_bytes(run.vocabulary()), run.optimizer.schedule
+    table = token_bytes(run.vocabulary()) if table is None else table
+    schedule = run.optimizer.schedule
     return Programs(
         init=jax.jit(lambda: state.init_state(run.model, optimizer, run.seed, run.bad_steps.empty())),
         train_step=jax.jit(

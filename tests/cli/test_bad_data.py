@@ -134,7 +134,7 @@ def test_settings_that_do_not_fit_each_other(train, setting, value, said):
 @pytest.mark.parametrize(
     ("axis", "size", "said"),
     [
-        ("data", 3, "Mesh (data=3, fsdp=1, tensor=1) needs 3 devices but there are 8"),
+        ("data", 3, "Mesh (data=3) needs 3 devices but there are 8"),
         ("data", 16, "needs 16 devices but there are 8; change MeshConfig so that the axes multiply to 8"),
         ("tensor", 5, "needs a multiple of 5 devices but there are 8"),
         ("data", 0, "every axis must be a positive number"),
@@ -147,12 +147,20 @@ def test_a_mesh_that_does_not_fit_the_devices(train, change_and_import, axis, si
     train(settings={f"mesh.MeshConfig.{axis}": size}).is_refused_untouched(said)
 
 
+def test_a_length_that_does_not_divide_over_the_context(train, change_and_import):
+    change_and_import("from pretrain.parallel import mesh", "  seed = %SEED", "  mesh = @mesh.MeshConfig()")
+    result = train(settings={"mesh.MeshConfig.context": 8, "lengths": {"inputs": 32, "targets": 25}})
+    result.is_refused_untouched(
+        "RunConfig.lengths['targets'] is 25: make it a multiple of 8, into which Rules.length cuts it on this"
+    )
+
+
 def test_rules_for_an_axis_that_the_mesh_lacks(train, change_and_import):
     change_and_import(
         "from pretrain.parallel import sharding", "  seed = %SEED", "  rules = @sharding.Rules()"
     )
     result = train("--gin.sharding.Rules.batch='model'")
-    result.is_refused_untouched("Rules.batch names mesh axis 'model'; the mesh has data, fsdp, tensor")
+    result.is_refused_untouched("Rules.batch names mesh axis 'model'; the mesh has replica, data, fsdp")
 
 
 def test_an_objective_of_one_family_with_a_model_of_the_other(train, change_and_import):

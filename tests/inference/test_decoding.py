@@ -109,7 +109,8 @@ def test_what_follows_eos_is_padding_and_ids_beyond_the_vocabulary_are_never_sai
         assert (row[:end] > 0).all() and (row[end + 1 :] == 0).all()
 
 
-def test_eight_devices_say_what_one_says(tiny_config):
+@pytest.mark.parametrize("sizes", [{"data": 2, "fsdp": 2, "tensor": 2}, {"data": 2, "context": 4}], ids=str)
+def test_eight_devices_say_what_one_says(tiny_config, sizes):
     config = tiny_config("encoder_decoder")
     tokens, real = padded(PROMPTS * 2, left=False)
 
@@ -126,7 +127,7 @@ def test_eight_devices_say_what_one_says(tiny_config):
 
     placed_tokens, placed_real = tokens, real
     alone = run()
-    mesh, rules = MeshConfig(data=2, fsdp=2, tensor=2).build(), sharding.Rules()
+    mesh, rules = MeshConfig(**sizes).build(), sharding.Rules(length=None)  # as `generate` has them
     placed_tokens, placed_real = jax.device_put(
         (tokens, real), sharding.named(mesh, rules, ("batch", "length"))
     )

@@ -17,6 +17,7 @@ from pretrain.training import state
 FAMILIES = ["decoder", "encoder_decoder"]
 MESHES = [
     {"data": 8}, {"data": 1, "fsdp": 8}, {"data": 4, "tensor": 2}, {"data": 2, "fsdp": 2, "tensor": 2},
+    {"context": 8}, {"replica": 2, "fsdp": 2, "context": 2},
 ]  # fmt: skip
 
 

@@ -7,8 +7,9 @@ from pretrain.parallel.mesh import MeshConfig
 
 
 def test_the_free_axis_takes_the_rest():
-    assert MeshConfig(data=-1, tensor=2).sizes(8) == {"data": 4, "fsdp": 1, "tensor": 2}
-    assert dict(MeshConfig(data=2, fsdp=-1).build().shape) == {"data": 2, "fsdp": 4, "tensor": 1}
+    sizes = {"replica": 1, "data": 4, "fsdp": 1, "context": 1, "tensor": 2}
+    assert MeshConfig(data=-1, tensor=2).sizes(8) == sizes
+    assert dict(MeshConfig(data=2, fsdp=-1).build().shape) == {**sizes, "data": 2, "fsdp": 4, "tensor": 1}
 
 
 @pytest.mark.parametrize(
@@ -28,7 +29,8 @@ def test_a_mesh_that_does_not_fit_is_refused(sizes, message):
 
 def test_a_mesh_axis_serves_the_first_dimension_that_asks():
     rules = sharding.Rules()
-    assert rules.spec(("batch", "length", "embed")) == sharding.PartitionSpec(("data", "fsdp"), None, None)
+    batch = ("replica", "data", "fsdp")
+    assert rules.spec(("batch", "length", "embed")) == sharding.PartitionSpec(batch, "context", None)
     assert rules.spec(("embed", "mlp")) == sharding.PartitionSpec("fsdp", "tensor")
     assert sharding.Rules(mlp="fsdp").spec(("embed", "mlp")) == sharding.PartitionSpec("fsdp", None)
 
@@ -36,7 +38,7 @@ def test_a_mesh_axis_serves_the_first_dimension_that_asks():
 def test_a_rule_for_an_axis_the_mesh_lacks_is_refused():
     rules = sharding.Rules(mlp="model")
     with (
-        pytest.raises(InputError, match="Rules.mlp names mesh axis 'model'; the mesh has data, fsdp, tensor"),
+        pytest.raises(InputError, match="Rules.mlp names mesh axis 'model'; the mesh has replica, data"),
         sharding.layout(MeshConfig().build(), rules),
     ):
         pass
