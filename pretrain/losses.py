@@ -1,9 +1,12 @@
 """Losses, as sums with their weights: divide last, once, over the global batch."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+
+from pretrain.parallel import sharding
 
 
 @jax.tree_util.register_dataclass
@@ -62,3 +65,27 @@ def token_cross_entropy(
         correct=jnp.sum((best == targets_BL) * weights_BL),
         weight=jnp.sum(weights_BL),
     )
+
+
+def in_chunks(sums: Callable[..., TokenSums], parts: int) -> Callable[..., TokenSums]:
+    """`sums` of arrays [B, L, ...] as the sum over so many parts of L, each computed again for the gradient.
+
+    What a part makes, such as logits in float32 over a large vocabulary, is never held for the whole length.
+    """
+    if parts == 1:
+        return sums
+
+    def over_parts(*whole: jax.Array) -> TokenSums:
+        def cut(x: jax.Array) -> jax.Array:
+            # Part p has the positions p, p + parts, ...: every device finds its share among those it holds.
+            rows, length, *rest = x.shape
+            axes = ("batch", "length", None, *[None] * len(rest))
+            return jnp.moveaxis(sharding.reshape(x, (rows, length // parts, parts, *rest), axes), 2, 0)
+
+        def add(totals: TokenSums, part: tuple[jax.Array, ...]) -> tuple[TokenSums, None]:
+            return jax.tree.map(jnp.add, totals, jax.checkpoint(sums)(*part)), None
+
+        zero = TokenSums(*(jnp.zeros((), jnp.float32) for _ in dataclasses.fields(TokenSums)))
+        return jax.lax.scan(add, zero, tuple(cut(x) for x in whole))[0]
+
+    return over_parts

@@ -170,10 +170,11 @@ class RunConfig:
                 f"RunConfig.batch_size is {self.batch_size}: make it a multiple of {parts}, {times}the "
                 f"shares of the mesh ({described(axis_sizes)})."
             )
-        cuts = self.rules.shares("length", axis_sizes)
         for feature, length in self.lengths.items():
+            cuts = self.rules.shares("length", axis_sizes)
+            cuts *= self.objective.loss_chunks if feature == "targets" else 1
             if length % cuts:
                 raise InputError(
-                    f"RunConfig.lengths[{feature!r}] is {length}: make it a multiple of {cuts}, into which "
-                    f"Rules.length cuts it on this mesh ({described(axis_sizes)})."
+                    f"RunConfig.lengths[{feature!r}] is {length}: make it a multiple of {cuts}, the shares "
+                    f"of the mesh ({described(axis_sizes)}) times the objective's loss_chunks."
                 )

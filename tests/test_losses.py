@@ -1,12 +1,19 @@
 """The loss against T5X's own figures and against the plain definition."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
-from pretrain import losses
+from pretrain import losses, pipeline
+from pretrain.objectives import CausalLM, SpanCorruption
+from pretrain.parallel import sharding
+from pretrain.parallel.mesh import MeshConfig
+from pretrain.training import state
 
 # Figures of T5X's loss code for these logits and weights; see (label smoothing, z) below.
 RNG = np.random.RandomState(0)
@@ -33,6 +40,41 @@ def test_plain_part_does_not_depend_on_smoothing_or_z():
     np.testing.assert_allclose(plain.nll, (expected * WEIGHTS).sum(), rtol=1e-6)
     np.testing.assert_array_equal(plain.nll, other.nll)
     np.testing.assert_array_equal(plain.correct, ((LOGITS.argmax(-1) == TARGETS) * WEIGHTS).sum())
+
+
+@pytest.mark.parametrize(
+    ("family", "sizes"),
+    [
+        ("decoder", None),
+        ("encoder_decoder", {"data": 2, "fsdp": 2, "tensor": 2}),
+        ("decoder", {"data": 4, "context": 2}),
+    ],
+    ids=str,
+)
+def test_a_loss_in_chunks_is_the_whole_one(family, sizes, tiny_config, token_batch):
+    """Sums and gradients; and no logits of the whole length are made."""
+    config = tiny_config(family, dropout=0.1, vocab_size=128)
+    batch = token_batch(family, packed=True)
+    kind = {"decoder": CausalLM, "encoder_decoder": SpanCorruption}[family]
+    mesh = MeshConfig(**sizes).build() if sizes else None
+
+    def compute(chunks):
+        objective = kind(z_loss=1e-3, label_smoothing=0.1, loss_chunks=chunks)
+        with sharding.layout(mesh, sharding.Rules()) if mesh else contextlib.nullcontext():
+            graph = state.graph(config)
+
+            def loss(params, batch):
+                sums = objective.loss(nnx.merge(graph, params), batch, jax.random.key(3))
+                return sums.loss, sums
+
+            rows = pipeline.to_devices(batch, mesh, sharding.Rules()) if mesh else batch
+            params = jax.jit(lambda: state.init_params(config, 0))()
+            program = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(params, rows)
+            return jax.device_get(program.compile()(params, rows)), program.as_text()
+
+    (whole, text), (parts, text_of_parts) = compute(1), compute(4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), whole, parts)
+    assert "8x16x128xf32" in text and "8x16x128xf32" not in text_of_parts
 
 
 def test_of_equal_logits_the_first_is_said():

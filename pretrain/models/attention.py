@@ -9,6 +9,7 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from pretrain.models import layers
 from pretrain.parallel import sharding
@@ -114,9 +115,9 @@ class Attention(nnx.Module):
 
         With a cache, `mask` and `bias` run over all of its K positions.
         """
-        query = self.project(x_BQD, self.query, positions_BQ)
-        keys = self.project(memory_BKD, self.key, positions_BQ)
-        value = self.project(memory_BKD, self.value, None)
+        query = checkpoint_name(self.project(x_BQD, self.query, positions_BQ), "query")
+        keys = checkpoint_name(self.project(memory_BKD, self.key, positions_BQ), "key")
+        value = checkpoint_name(self.project(memory_BKD, self.value, None), "value")
         if cache:
             start = (0, index, 0, 0)
             keys = jax.lax.dynamic_update_slice(cache["key"], keys.astype(cache["key"].dtype), start)
@@ -125,9 +126,11 @@ class Attention(nnx.Module):
         mixed = dot_product_attention(
             query * self.scale, keys, value, mask_BQK, bias_NQK, dropout=self.dropout, key=key
         )
+        mixed = checkpoint_name(mixed, "mixed")
         joined = sharding.reshape(mixed, (*x_BQD.shape[:2], -1), ("batch", "length", "heads"))
         out = self.out[...].astype(joined.dtype)
-        return sharding.einsum("BQE,ED->BQD", joined, out, axes=("batch", "length", "embed")), cache
+        y_BQD = sharding.einsum("BQE,ED->BQD", joined, out, axes=("batch", "length", "embed"))
+        return checkpoint_name(y_BQD, "out"), cache
 
 
 def dot_product_attention(

@@ -36,6 +36,8 @@ class DecoderConfig:
     rotary_theta: float = 10_000.0
     dtype: str = "float32"
     remat: str = "none"
+    remat_keep: tuple[str, ...] = ()
+    remat_offload: tuple[str, ...] = ()
 
     def __post_init__(self):
         check_sizes(self)
@@ -49,6 +51,7 @@ class DecoderConfig:
             num_kv_heads=self.num_kv_heads or self.num_heads, head_dim=self.head_dim, mlp_dim=self.mlp_dim,
             activation=self.activation, positions="rotary", dropout=self.dropout,
             norm_epsilon=self.norm_epsilon, rotary_theta=self.rotary_theta, remat=self.remat,
+            remat_keep=tuple(self.remat_keep), remat_offload=tuple(self.remat_offload),
         )  # fmt: skip
 
     def build(self, key: jax.Array) -> "Decoder":
@@ -74,7 +77,11 @@ class Decoder(nnx.Module):
         self.config = config
 
     def __call__(self, batch: Batch, key: jax.Array | None = None) -> jax.Array:
-        """Float32 logits [B, L, V] of `decoder_target_tokens`; `key` turns dropout on.
+        """Float32 logits [B, L, V] of `decoder_target_tokens`; `key` turns dropout on."""
+        return self.logits(self.features(batch, key))
+
+    def features(self, batch: Batch, key: jax.Array | None = None) -> jax.Array:
+        """What `logits` takes, [B, L, D].
 
         Reads `decoder_input_tokens`, `decoder_segment_ids`, `decoder_positions` and, where the objective
         gives one, `decoder_prefix_mask`: the input positions that all of their segment may see.
@@ -85,7 +92,7 @@ class Decoder(nnx.Module):
         x_BLD, _ = self.hidden(
             batch["decoder_input_tokens"], mask=mask, positions_BL=batch["decoder_positions"], key=key
         )
-        return self.logits(x_BLD)
+        return x_BLD
 
     def hidden(
         self, tokens_BL: jax.Array, *, mask: jax.Array, positions_BL: jax.Array,
@@ -97,6 +104,7 @@ class Decoder(nnx.Module):
         )
 
     def logits(self, x_BLD: jax.Array) -> jax.Array:
+        """Float32 [B, L, V] of features [B, L, D]."""
         return self.embedding.attend(x_BLD) if self.config.tied_logits else self.unembedding(x_BLD)
 
     def empty_cache(self, batch: int, length: int) -> attention.Cache:

@@ -37,6 +37,8 @@ class EncoderDecoderConfig:
     relative_max_distance: int = 128
     dtype: str = "float32"
     remat: str = "none"
+    remat_keep: tuple[str, ...] = ()
+    remat_offload: tuple[str, ...] = ()
 
     def __post_init__(self):
         check_sizes(self)
@@ -48,6 +50,7 @@ class EncoderDecoderConfig:
             activation=self.activation, positions="relative", dropout=self.dropout,
             norm_epsilon=self.norm_epsilon, relative_buckets=self.relative_buckets,
             relative_max_distance=self.relative_max_distance, remat=self.remat,
+            remat_keep=tuple(self.remat_keep), remat_offload=tuple(self.remat_offload),
             cross_attention=decodes, bidirectional=not decodes,
         )  # fmt: skip
 
@@ -80,7 +83,11 @@ class EncoderDecoder(nnx.Module):
         self.config = config
 
     def __call__(self, batch: Batch, key: jax.Array | None = None) -> jax.Array:
-        """Float32 logits [B, L, V] of `decoder_target_tokens`; `key` turns dropout on.
+        """Float32 logits [B, L, V] of `decoder_target_tokens`; `key` turns dropout on."""
+        return self.logits(self.features(batch, key))
+
+    def features(self, batch: Batch, key: jax.Array | None = None) -> jax.Array:
+        """What `logits` takes, [B, L, D].
 
         Reads `encoder_input_tokens`, `decoder_input_tokens`, and the segment ids and positions of both.
         """
@@ -97,6 +104,10 @@ class EncoderDecoder(nnx.Module):
             key_positions_K=jnp.arange(length),
             key=decoder_key,
         )
+        return x_BLD
+
+    def logits(self, x_BLD: jax.Array) -> jax.Array:
+        """Float32 [B, L, V] of features [B, L, D]."""
         return self.unembedding(x_BLD)
 
     def encode(self, batch: Batch, key: jax.Array | None = None) -> jax.Array:
@@ -157,4 +168,4 @@ class EncoderDecoder(nnx.Module):
             cache=cache,
             index=index,
         )
-        return self.unembedding(x_BLD), cache
+        return self.logits(x_BLD), cache

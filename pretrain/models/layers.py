@@ -9,6 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from pretrain.parallel import sharding
 
@@ -93,8 +94,9 @@ class GatedMLP(nnx.Module):
     def __call__(self, x_BLD: jax.Array, key: jax.Array | None) -> jax.Array:
         hidden = ("batch", "length", "mlp")
         gate, up, down = (w[...].astype(x_BLD.dtype) for w in (self.gate, self.up, self.down))
-        gate_BLF = ACTIVATIONS[self.activation](sharding.einsum("BLD,DF->BLF", x_BLD, gate, axes=hidden))
-        h_BLF = gate_BLF * sharding.einsum("BLD,DF->BLF", x_BLD, up, axes=hidden)
+        gate_BLF = checkpoint_name(sharding.einsum("BLD,DF->BLF", x_BLD, gate, axes=hidden), "gate")
+        up_BLF = checkpoint_name(sharding.einsum("BLD,DF->BLF", x_BLD, up, axes=hidden), "up")
+        h_BLF = ACTIVATIONS[self.activation](gate_BLF) * up_BLF
         h_BLF = dropout(h_BLF, self.dropout, key)
         return sharding.einsum("BLF,FD->BLD", h_BLF, down, axes=RESIDUAL)
 

@@ -18,14 +18,9 @@ from pretrain.models import attention, layers
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
-# What the backward pass may keep of a block's forward pass; the rest it computes again.
-REMAT: dict[str, Callable[[Any], Any]] = {
-    "none": lambda body: body,
-    "full": jax.checkpoint,
-    "dots": lambda body: jax.checkpoint(
-        body, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-    ),
-}
+REMAT = ("none", "full", "dots", "names")
+# What `remat="names"` can keep of a block: heads, what attention mixes and returns, the halves of the MLP.
+NAMES = ("query", "key", "value", "mixed", "out", "gate", "up")
 
 
 def check_sizes(config: Any) -> None:
@@ -35,8 +30,15 @@ def check_sizes(config: Any) -> None:
         known = {"activation": layers.ACTIVATIONS, "remat": REMAT, "dtype": DTYPES}.get(field.name)
         if known is not None and value not in known:
             raise InputError(f"Model {field.name}={value!r} is not one of {', '.join(known)}.")
+        if field.name in ("remat_keep", "remat_offload") and not set(value) <= set(NAMES):
+            raise InputError(f"Model {field.name}={value!r} has names that are none of {', '.join(NAMES)}.")
         if field.type in (int, int | None) and value is not None and value < 1:
             raise InputError(f"Model {field.name}={value} must be at least 1.")
+    if (config.remat == "names") != bool({*config.remat_keep, *config.remat_offload}):
+        raise InputError(
+            f"Model remat={config.remat!r} with remat_keep={config.remat_keep} and "
+            f"remat_offload={config.remat_offload}: names go with remat='names', and it needs some."
+        )
     if not 0 <= config.dropout < 1:
         raise InputError(f"Model dropout={config.dropout} must be in [0, 1).")
     buckets, farthest = getattr(config, "relative_buckets", 4), getattr(config, "relative_max_distance", 3)
@@ -65,6 +67,8 @@ class StackConfig:
     relative_max_distance: int = 128
     rotary_theta: float = 10_000.0
     remat: str = "none"
+    remat_keep: tuple[str, ...] = ()
+    remat_offload: tuple[str, ...] = ()
     cross_attention: bool = False
     bidirectional: bool = False
 
@@ -88,6 +92,22 @@ class StackConfig:
             weights += 2 * self.embed_dim * (length * heads + memory * kv)
             products += 2 * length * memory * heads
         return 2.0 * self.num_layers * (weights + products)
+
+
+def rematerialised(body: Callable, config: StackConfig) -> Callable:
+    """`body` whose backward pass computes again what the policy does not let it keep of the forward pass."""
+    policies = jax.checkpoint_policies
+    if config.remat == "none":
+        return body
+    if config.remat == "full":
+        return jax.checkpoint(body)
+    if config.remat == "dots":
+        return jax.checkpoint(body, policy=policies.dots_with_no_batch_dims_saveable)
+    kept = policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=config.remat_keep, names_which_can_be_offloaded=config.remat_offload,
+        offload_src="device", offload_dst="pinned_host",
+    )  # fmt: skip
+    return jax.checkpoint(body, policy=kept)
 
 
 class Block(nnx.Module):
@@ -179,6 +199,6 @@ class Stack(nnx.Module):
             )  # fmt: skip
 
         x_BLD = layers.dropout(x_BLD, self.config.dropout, first)
-        body = REMAT[self.config.remat](body)
+        body = rematerialised(body, self.config)
         x_BLD, cache = jax.lax.scan(body, x_BLD, (self.layers, layer_keys, cache))
         return layers.dropout(self.final_norm(x_BLD), self.config.dropout, last), cache

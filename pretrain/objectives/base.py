@@ -38,6 +38,8 @@ class Objective(abc.ABC):
             rows with.
         label_smoothing: probability taken from the target and spread over the vocabulary, in [0, 1).
         z_loss: weight of the squared log partition function.
+        loss_chunks: parts of the length whose logits are made one after the other, and again for the
+            gradient: memory for logits of one part, for one more product with the output weights.
         num_seeds: how many seeds the noise of an example takes.
         ends_documents: EOS stands at the end of each document, before the cut; else at the end of each
             example's features.
@@ -50,12 +52,15 @@ class Objective(abc.ABC):
     join_documents: bool = True
     label_smoothing: float = 0.0
     z_loss: float = 0.0
+    loss_chunks: int = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
             raise InputError(f"label_smoothing must be in [0, 1), not {self.label_smoothing}.")
         if self.z_loss < 0:
             raise InputError(f"z_loss must not be negative, not {self.z_loss}.")
+        if not isinstance(self.loss_chunks, int) or self.loss_chunks < 1:
+            raise InputError(f"loss_chunks must be a whole number of at least 1, not {self.loss_chunks!r}.")
 
     @property
     @abc.abstractmethod
@@ -131,7 +136,8 @@ class Objective(abc.ABC):
         """Cross entropy of the target tokens.
 
         Args:
-            model: called as model(batch, key), returns logits [batch, length, vocabulary].
+            model: has `features(batch, key)`, [batch, length, embed], and `logits(features)`, [batch,
+                length, vocabulary].
             batch: the converter's features, each [batch, length].
             key: a PRNG key for dropout, or None.
 
@@ -140,12 +146,14 @@ class Objective(abc.ABC):
         """
         from pretrain import losses  # here, because the data side of an objective needs no jax
 
-        return losses.token_cross_entropy(
-            model(batch, key),
-            batch["decoder_target_tokens"],
-            batch["decoder_loss_weights"],
-            label_smoothing=self.label_smoothing,
-            z_loss=self.z_loss,
+        def sums(features, targets, weights):
+            return losses.token_cross_entropy(
+                model.logits(features), targets, weights,
+                label_smoothing=self.label_smoothing, z_loss=self.z_loss,
+            )  # fmt: skip
+
+        return losses.in_chunks(sums, self.loss_chunks)(
+            model.features(batch, key), batch["decoder_target_tokens"], batch["decoder_loss_weights"]
         )
 
     @property

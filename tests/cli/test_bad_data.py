@@ -151,7 +151,7 @@ def test_a_length_that_does_not_divide_over_the_context(train, change_and_import
     change_and_import("from pretrain.parallel import mesh", "  seed = %SEED", "  mesh = @mesh.MeshConfig()")
     result = train(settings={"mesh.MeshConfig.context": 8, "lengths": {"inputs": 32, "targets": 25}})
     result.is_refused_untouched(
-        "RunConfig.lengths['targets'] is 25: make it a multiple of 8, into which Rules.length cuts it on this"
+        "RunConfig.lengths['targets'] is 25: make it a multiple of 8, the shares of the mesh (context=8)"
     )
 
 

@@ -52,12 +52,17 @@ def test_one_device_equals_eight(family, sizes, tiny_config, token_batch):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradients, gradients_8)
 
 
-@pytest.mark.parametrize("remat", ["full", "dots"])
+NAMED = {"remat": "names", "remat_keep": ("query", "up"), "remat_offload": ("mixed",)}
+
+
+@pytest.mark.parametrize(
+    "policy", [{"remat": "full"}, {"remat": "dots"}, NAMED], ids=lambda each: each["remat"]
+)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_remat_equals_no_remat(family, remat, tiny_config, token_batch):
+def test_remat_equals_no_remat(family, policy, tiny_config, token_batch):
     batch = token_batch(family)
     kept = loss_and_gradients(tiny_config(family, dropout=0.1), batch)
-    again = loss_and_gradients(tiny_config(family, dropout=0.1, remat=remat), batch)
+    again = loss_and_gradients(tiny_config(family, dropout=0.1, **policy), batch)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), kept, again)
 
 
@@ -65,12 +70,21 @@ def test_remat_computes_again(tiny_config, token_batch):
     """The policy reaches the program: without it nothing is marked for recomputation."""
     batch = token_batch("decoder")
 
-    def marked(remat: str) -> bool:
-        config = tiny_config("decoder", remat=remat)
+    def products(**policy) -> int:
+        config = tiny_config("decoder", **policy)
         graph, params = state.graph(config), jax.eval_shape(lambda: state.init_params(config, 0))
-        return "remat" in str(jax.make_jaxpr(lambda p: nnx.merge(graph, p)(batch))(params))
 
-    assert marked("full") and marked("dots") and not marked("none")
+        def loss(params):
+            return jnp.sum(nnx.merge(graph, params)(batch))
+
+        return str(jax.make_jaxpr(jax.grad(loss))(params)).count("dot_general[")
+
+    none, full, dots = (products(remat=remat) for remat in ("none", "full", "dots"))
+    query = products(remat="names", remat_keep=("query",))
+    everything = products(remat="names", remat_keep=("query", "key", "value", "mixed", "out", "gate", "up"))
+    # Of a block's 9 products 8 are needed again; those with weights are 6 of them, each has a name, and the
+    # scores are needed for the gradient of the softmax whatever is kept.
+    assert (full - none, dots - none, query - none, everything - none) == (8, 2, 7, 1)
 
 
 def test_dropout_needs_a_key_and_depends_on_it(tiny_config, token_batch):
@@ -152,8 +166,16 @@ def test_flops_are_those_xla_counts(family, tiny_config, token_batch):
 
 
 def test_what_a_model_cannot_be_is_refused(tiny_config):
-    with pytest.raises(InputError, match="remat='some' is not one of none, full, dots"):
+    with pytest.raises(InputError, match="remat='some' is not one of none, full, dots, names"):
         tiny_config("decoder", remat="some")
+    with pytest.raises(
+        InputError, match="has names that are none of query, key, value, mixed, out, gate, up"
+    ):
+        tiny_config("decoder", remat="names", remat_keep=("querry",))
+    with pytest.raises(InputError, match="names go with remat='names', and it needs some"):
+        tiny_config("decoder", remat="names")
+    with pytest.raises(InputError, match="names go with remat='names'"):
+        tiny_config("decoder", remat_offload=("query",))
     with pytest.raises(InputError, match="dtype='float31' is not one of float32, bfloat16"):
         tiny_config("encoder_decoder", dtype="float31")
     with pytest.raises(InputError, match="num_heads=0 must be at least 1"):
