@@ -25,10 +25,15 @@ SECTIONS = ("kills", "terms", "damage", "seek", "save", "ledger", "caching")
 @click.command()
 @click.argument("sections", nargs=-1, required=True, type=click.Choice([*SECTIONS, "all"]))
 @click.option("--number", type=click.IntRange(min=1), help="Of signals.  [default: 200 kills, 50 terms]")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, help="Of the moments; others fill a block of theirs."
+)
 @click.option("--jobs", type=click.IntRange(min=1), default=os.cpu_count(), help="Runs at a time.")
 @click.option("--work-dir", type=click.Path(path_type=Path), help="Where the runs are made, and stay.")
 @click.option("--page", type=click.Path(path_type=Path), default=PAGE, help="What is written to.")
-def main(sections: tuple[str, ...], number: int | None, jobs: int, work_dir: Path | None, page: Path) -> None:
+def main(
+    sections: tuple[str, ...], number: int | None, seed: int, jobs: int, work_dir: Path | None, page: Path
+) -> None:
     """Fills SECTIONS of the page."""
     options.quiet_logs()
     jax.config.update("jax_platforms", "cpu")
@@ -42,16 +47,18 @@ def main(sections: tuple[str, ...], number: int | None, jobs: int, work_dir: Pat
             if place.exists():
                 sys.exit(f"{place} is there already; give another --work-dir.")
             place.mkdir(parents=True)
-            command = f"python scripts/reliability {section}"
+            command, block = f"python scripts/reliability {section}", section
             if section in ("kills", "terms"):
                 count = number or signals.DEFAULT[section]
-                rows = signals.table(place, section, count, jobs)
+                rows = signals.table(place, section, count, jobs, seed)
                 command += f" --number {count}"
+                if seed:
+                    command, block = f"{command} --seed {seed}", f"{section}, seed {seed}"
             elif section == "damage":
                 rows = damage.table(place)
             else:
                 rows = getattr(speed, section)(place)
-        fill(page, section, command, rows)
+        fill(page, block, command, rows)
 
 
 def fill(page: Path, section: str, command: str, rows: list[tuple[str, ...]]) -> None:

@@ -20,6 +20,7 @@ from pretrain.comparison import Comparison
 DEFAULT = {"kills": 200, "terms": 50}
 SIGNAL = {"kills": signal.SIGKILL, "terms": signal.SIGTERM}
 EVERY = {"kills": 1, "terms": 3}  # of so many modes one is run
+ROUNDS = 5  # runs of a mode at most, where one came to its end before it was ended often enough
 
 SMALL = {
     "encoder_decoder": {
@@ -105,8 +106,9 @@ class Quiet:
 class Campaign:
     """All modes, a few at a time."""
 
-    def __init__(self, place: Path, section: str, number: int):
+    def __init__(self, place: Path, section: str, number: int, seed: int):
         self._place, self._by, self._number, self._done = place, SIGNAL[section], number, 0
+        self._seed = seed
         self._lock = threading.Lock()  # gin reads one file at a time
         modes = MODES[:: EVERY[section]]
         weights = np.array([2 if mode.processes > 1 else 3 for mode in modes])  # one process is quicker
@@ -119,15 +121,26 @@ class Campaign:
             return list(pool.map(self._report, *zip(*self._todo, strict=True)))
 
     def _report(self, mode: Mode, kills: int) -> tuple[Mode, verification.Report]:
+        total = verification.Report((), [])
+        for turn in range(ROUNDS):
+            if missing := kills - len(total.kills):
+                one = self._run(mode, missing, turn)
+                total = verification.Report(
+                    (*total.kills, *one.kills), [*total.comparisons, *one.comparisons]
+                )
+        return mode, total
+
+    def _run(self, mode: Mode, kills: int, turn: int) -> verification.Report:
         run_file, flags = mode.run_file(self._place), mode.flags(self._place)
         with self._lock:
             run = config.load(run_file, options.bindings(tuple(flags)))
         index = MODES.index(mode)
-        directory = self._place / f"{index}-{mode.name}"
+        directory = self._place / f"{index}-{mode.name}-{turn}"
         try:
             report = verification.verify(
                 run, [run_file, *flags], directory, Quiet(),
-                kills=kills, by=self._by, processes=mode.processes, seed=index,
+                kills=kills, by=self._by, processes=mode.processes,
+                seed=index + len(MODES) * (turn + ROUNDS * self._seed),
             )  # fmt: skip
         except verification.RunFailed as error:
             click.echo(f"{mode}: {error}", err=True)
@@ -136,13 +149,13 @@ class Campaign:
             self._done += len(report.kills)
             equal = "equal" if report.equal else f"DIFFERENT, see {directory}"
             click.echo(f"{self._done} of {self._number}: {mode}: {equal}", err=True)
-        return mode, report
+        return report
 
 
-def table(place: Path, section: str, number: int, jobs: int) -> list[tuple[str, ...]]:
+def table(place: Path, section: str, number: int, jobs: int, seed: int) -> list[tuple[str, ...]]:
     """A row for each mode: how often it was ended in which moment, and what is equal after it."""
     prepare(place)
-    rows = [_row(*each) for each in Campaign(place, section, number).reports(jobs)]
+    rows = [_row(*each) for each in Campaign(place, section, number, seed).reports(jobs)]
     head = ("objective", "reads", "processes", "signals", *MOMENTS, "longest", "equal", "different")
     whole = [sum(row[at] for row in rows) for at in (3, 4, 5, 6, 7)]
     longest = max(row[8] for row in rows)
