@@ -83,6 +83,7 @@ def of_processes(function: Callable) -> Callable:
     )
     @click.option("--processes", type=click.IntRange(min=1), help="How many processes there are.")
     @click.option("--process", type=click.IntRange(min=0), help="Which one this is, from 0.")
+    @click.option("--cluster", is_flag=True, help="As the TPU pod, Slurm or Open MPI says that started this.")
     @click.option(
         "--initialization-timeout", type=click.FloatRange(min=0, min_open=True), default=60,
         show_default=True, metavar="SECONDS", help="How long the processes wait for each other to come.",
@@ -94,16 +95,22 @@ def of_processes(function: Callable) -> Callable:
     @functools.wraps(function)
     def command(
         *, coordinator: str | None, processes: int | None, process: int | None,
-        initialization_timeout: float, heartbeat_timeout: int, **others: object,
+        cluster: bool, initialization_timeout: float, heartbeat_timeout: int, **others: object,
     ) -> object:  # fmt: skip
-        if coordinator is None and processes is None and process is None:
-            return function(**others)
+        from pretrain.parallel.processes import Cluster, Place, joined
+
+        alone = coordinator is None and processes is None and process is None
+        if alone:
+            with joined(Cluster() if cluster else None, initialization_timeout, heartbeat_timeout):
+                return function(**others)
+        if cluster:
+            raise InputError(
+                "--cluster says where the processes meet; leave --coordinator and the others away."
+            )
         if coordinator is None or processes is None or process is None:
             raise InputError(
                 "--coordinator, --processes and --process go together: give each process all three, or none."
             )
-        from pretrain.parallel.processes import Place, joined
-
         with joined(Place(coordinator, processes, process), initialization_timeout, heartbeat_timeout):
             return function(**others)
 

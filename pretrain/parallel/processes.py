@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,6 +20,11 @@ from pretrain.errors import InputError
 TIMEOUT = 60.0  # seconds for all to come
 HEARTBEAT = 100  # seconds without a sign of life after which a process counts as dead; JAX's own default
 FAREWELL = 10.0  # seconds that a process which failed waits for the others, which may have failed too
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """What started this process says in its environment where they meet: a TPU pod, Slurm or Open MPI."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +63,9 @@ class Place:
 
 
 @contextlib.contextmanager
-def joined(place: Place | None, timeout: float = TIMEOUT, heartbeat: int = HEARTBEAT) -> Iterator[None]:
+def joined(
+    place: Place | Cluster | None, timeout: float = TIMEOUT, heartbeat: int = HEARTBEAT
+) -> Iterator[None]:
     """Makes this process one of several while inside; `None` leaves it alone. Before anything uses a device.
 
     Simulated CPU devices are as many in each process as the environment says in JAX_NUM_CPU_DEVICES. Only
@@ -69,12 +77,15 @@ def joined(place: Place | None, timeout: float = TIMEOUT, heartbeat: int = HEART
     if place is None:
         yield
         return
-    _only_the_first_prints(place)
+    if isinstance(place, Place):
+        _only_the_first_prints(place.process)
     try:
         start(place, timeout, heartbeat)
     except InputError:
         atexit.register(_end, 2)  # without JAX's own end, which is not made for a meeting that was none
         raise
+    if isinstance(place, Cluster):
+        _only_the_first_prints(jax.process_index())
     try:
         yield
     except BaseException as error:
@@ -85,9 +96,9 @@ def joined(place: Place | None, timeout: float = TIMEOUT, heartbeat: int = HEART
         raise
 
 
-def start(place: Place, timeout: float = TIMEOUT, heartbeat: int = HEARTBEAT) -> None:
+def start(place: Place | Cluster, timeout: float = TIMEOUT, heartbeat: int = HEARTBEAT) -> None:
     """Returns when all processes have come. Raises InputError if they have not after `timeout` seconds."""
-    if place.process == 0 and _is_taken(place.port):
+    if isinstance(place, Place) and place.process == 0 and _is_taken(place.port):
         raise InputError(
             f"--coordinator is {place.coordinator}, but another program is at that port: take another."
         )
@@ -100,10 +111,19 @@ def start(place: Place, timeout: float = TIMEOUT, heartbeat: int = HEARTBEAT) ->
     if meeting.is_alive():
         raise InputError(_who_is_missing(place, timeout))
     if failures:
-        raise InputError(
-            f"Process {place.process} of {place.processes} cannot be started with --coordinator "
-            f"{place.coordinator} ({failures[0]}): give an address and a port that all can reach."
-        ) from failures[0]
+        raise InputError(_cannot_start(place, failures[0])) from failures[0]
+
+
+def _cannot_start(place: Place | Cluster, error: Exception) -> str:
+    if isinstance(place, Cluster):
+        return (
+            "--cluster: the environment says nothing of a TPU pod, Slurm or Open MPI that can be used "
+            f"({error}): give --coordinator, --processes and --process."
+        )
+    return (
+        f"Process {place.process} of {place.processes} cannot be started with --coordinator "
+        f"{place.coordinator} ({error}): give an address and a port that all can reach."
+    )
 
 
 def _is_taken(port: int) -> bool:
@@ -117,12 +137,14 @@ def _is_taken(port: int) -> bool:
     return False
 
 
-def _meet(place: Place, timeout: float, heartbeat: int, failures: list[Exception]) -> None:
+def _meet(place: Place | Cluster, timeout: float, heartbeat: int, failures: list[Exception]) -> None:
+    where: dict[str, Any] = {}
+    if isinstance(place, Place):
+        where = {"coordinator_address": place.coordinator, "num_processes": place.processes}
+        where["process_id"] = place.process
     try:
         jax.distributed.initialize(
-            place.coordinator,
-            num_processes=place.processes,
-            process_id=place.process,
+            **where,
             initialization_timeout=int(timeout),
             heartbeat_timeout_seconds=heartbeat,
         )
@@ -130,7 +152,12 @@ def _meet(place: Place, timeout: float, heartbeat: int, failures: list[Exception
         failures.append(error)
 
 
-def _who_is_missing(place: Place, timeout: float) -> str:
+def _who_is_missing(place: Place | Cluster, timeout: float) -> str:
+    if isinstance(place, Cluster):
+        return (
+            f"This process waited {timeout:g} seconds for the others of its cluster: start them together, "
+            "or give a longer --initialization-timeout."
+        )
     waited = f"Process {place.process} waited {timeout:g} seconds for"
     longer = "start them together, or give a longer --initialization-timeout."
     if place.process == 0 or _answers(place):
@@ -146,10 +173,10 @@ def _answers(place: Place) -> bool:
     return True
 
 
-def _only_the_first_prints(place: Place) -> None:
+def _only_the_first_prints(process: int) -> None:
     """What C++ prints there, such as gloo's greetings, nobody reads; the others' own words go with it."""
     sys.stdout.flush()
-    if place.process == 0:
+    if process == 0:
         sys.stdout = os.fdopen(os.dup(1), "w", buffering=1, encoding=sys.stdout.encoding)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)

@@ -28,11 +28,18 @@ SECTIONS = ("kills", "terms", "damage", "seek", "save", "ledger", "caching")
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, help="Of the moments; others fill a block of theirs."
 )
+@click.option("--processes", type=click.IntRange(1, 2), help="Of the runs.  [default: some have 1, some 2]")
 @click.option("--jobs", type=click.IntRange(min=1), default=os.cpu_count(), help="Runs at a time.")
 @click.option("--work-dir", type=click.Path(path_type=Path), help="Where the runs are made, and stay.")
 @click.option("--page", type=click.Path(path_type=Path), default=PAGE, help="What is written to.")
 def main(
-    sections: tuple[str, ...], number: int | None, seed: int, jobs: int, work_dir: Path | None, page: Path
+    sections: tuple[str, ...],
+    number: int | None,
+    seed: int,
+    processes: int | None,
+    jobs: int,
+    work_dir: Path | None,
+    page: Path,
 ) -> None:
     """Fills SECTIONS of the page."""
     options.quiet_logs()
@@ -50,8 +57,9 @@ def main(
             command, block = f"python scripts/reliability {section}", section
             if section in ("kills", "terms"):
                 count = number or signals.DEFAULT[section]
-                rows = signals.table(place, section, count, jobs, seed)
+                rows = signals.table(place, section, count, jobs, seed, processes)
                 command += f" --number {count}"
+                command += f" --processes {processes}" if processes else ""
                 if seed:
                     command, block = f"{command} --seed {seed}", f"{section}, seed {seed}"
             elif section == "damage":

@@ -106,11 +106,11 @@ class Quiet:
 class Campaign:
     """All modes, a few at a time."""
 
-    def __init__(self, place: Path, section: str, number: int, seed: int):
+    def __init__(self, place: Path, section: str, number: int, seed: int, processes: int | None):
         self._place, self._by, self._number, self._done = place, SIGNAL[section], number, 0
         self._seed = seed
         self._lock = threading.Lock()  # gin reads one file at a time
-        modes = MODES[:: EVERY[section]]
+        modes = [mode for mode in MODES[:: EVERY[section]] if processes in (None, mode.processes)]
         weights = np.array([2 if mode.processes > 1 else 3 for mode in modes])  # one process is quicker
         ends = np.round(number * np.cumsum(weights) / weights.sum()).astype(int)
         shares = np.diff(ends, prepend=0).tolist()
@@ -152,10 +152,12 @@ class Campaign:
         return report
 
 
-def table(place: Path, section: str, number: int, jobs: int, seed: int) -> list[tuple[str, ...]]:
+def table(
+    place: Path, section: str, number: int, jobs: int, seed: int, processes: int | None
+) -> list[tuple[str, ...]]:
     """A row for each mode: how often it was ended in which moment, and what is equal after it."""
     prepare(place)
-    rows = [_row(*each) for each in Campaign(place, section, number, seed).reports(jobs)]
+    rows = [_row(*each) for each in Campaign(place, section, number, seed, processes).reports(jobs)]
     head = ("objective", "reads", "processes", "signals", *MOMENTS, "longest", "equal", "different")
     whole = [sum(row[at] for row in rows) for at in (3, 4, 5, 6, 7)]
     longest = max(row[8] for row in rows)

@@ -1,11 +1,14 @@
 """Real processes that meet over `jax.distributed` make one run."""
 
 import json
+import os
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,7 +16,7 @@ import pytest
 
 from pretrain import config, pipeline
 from pretrain.errors import InputError
-from pretrain.parallel import sharding
+from pretrain.parallel import processes, sharding
 from pretrain.parallel.processes import Place, joined
 from pretrain.training import step
 
@@ -171,6 +174,63 @@ def test_a_process_that_fails_alone_ends_and_so_does_the_other(place, fails):
     assert results[fails][0] == 2, results
     assert "InputError: not good" in results[fails][2]
     assert results[1 - fails][0] != 0
+
+
+CLUSTER = """\
+import jax
+from jax.experimental import multihost_utils
+from pretrain.parallel import processes
+
+with processes.joined(processes.Cluster()):
+    print(jax.process_count(), multihost_utils.process_allgather(jax.process_index()).tolist())
+"""
+
+
+def test_slurm_says_where_the_processes_meet(place, monkeypatch):
+    """By its variables, as JAX reads them: the port follows from the number of the job."""
+    job = next(job for job in range(4096) if not processes._is_taken(61440 + job))
+    for name, value in {"JOB_ID": job, "STEP_NODELIST": "localhost", "NTASKS": 2}.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    tasks = []
+    for index in range(2):
+        monkeypatch.setenv("SLURM_PROCID", str(index))
+        monkeypatch.setenv("SLURM_LOCALID", str(index))
+        tasks.append(place.launch("-c", CLUSTER))
+    first, second = place.ended(*tasks)
+    assert [first[0], second[0]] == [0, 0], (first, second)
+    assert (first[1], second[1]) == ("2 [0, 1]\n", "")
+
+
+def launched(place, *words):
+    script = ROOT / "scripts" / "launch" / "local.sh"
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    here = {"PATH": path, "PYTHONPATH": str(ROOT), "TFDS_DATA_DIR": str(place.directory / "tfds")}
+    return subprocess.run(
+        [script, "2", "train", "run.gin", "--model-dir", *words],
+        cwd=place.directory,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, **here, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"},
+    )
+
+
+def test_the_script_starts_several_processes_of_one_run(place):
+    done = launched(place, "both", "--gin.steps=4")
+    assert done.returncode == 0, done
+    started = [line for line in place.lines("both", "metrics") if line.get("event") == "started"]
+    assert [line["processes"] for line in started] == [2]
+    assert done.stdout.count("Done: step 4.") == 1
+    refused = launched(place, "none", "--gin.stepss=4")
+    assert refused.returncode == 2 and "stepss" in refused.stderr
+
+
+def test_a_cluster_that_is_none_is_refused(place):
+    ((code, out, err),) = place.ended(place.launch(*TRAIN, "none", "--cluster"))
+    assert (code, out) == (2, "") and "the environment says nothing of a TPU pod, Slurm or Open MPI" in err
+    ((code, out, err),) = place.ended(place.launch(*TRAIN, "none", "--cluster", "--processes", "2"))
+    assert code == 2 and "leave --coordinator and the others away" in err
+    assert not (place.directory / "none").exists()
 
 
 @pytest.mark.parametrize(
