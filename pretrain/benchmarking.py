@@ -179,7 +179,7 @@ def train(
     """
     run.check()
     mesh = run.mesh.build()
-    run.check_batch(mesh.shape, jax.process_count())
+    run.check_batch(mesh)
     say("the data pipeline")
     data, batch = measure_data(run, steps, warmup)
     say("the bare step: compiling")

@@ -34,7 +34,7 @@ def evaluate(
 
     stop: asked after every batch. Raises Stopped when it says so.
     """
-    run.check_batch(mesh.shape, jax.process_count())
+    run.check_batch(mesh)
     sums: list[Mapping[str, float]] = []
     running = None  # the device works on this batch while the host reads the sums of the last one
     for batch in held_out(run):

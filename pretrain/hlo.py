@@ -9,13 +9,19 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+COLLECTIVES = (
+    "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute",
+    "collective-broadcast",
+)  # fmt: skip
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%([\w.-]+) \(")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%([\w.-]+) = (.*)$")
 _OPCODE = re.compile(r"(?<= )([a-z][\w-]*)\(")
-_ARRAY = re.compile(r"\b(pred|bf16|[suf]\d+\w*|c64|c128)\[([\d,]*)\]({[^}]*})?")
-_CALLED = re.compile(r"\b(condition|body|calls|to_apply|branch_computations)={?(%[^}\s]+?)(?=[,}\s]|$)")
+_ARRAY = re.compile(r"\b(pred|bf16|[suf]\d+\w*|c64|c128)\[([\d,<=]*)\]({[^}]*})?")
+_CALLED = re.compile(
+    r"\b(condition|body|calls|to_apply|branch_computations|true_computation|false_computation)="
+    r"({[^}]*}|%[\w.-]+)"
+)
 _TRIPS = re.compile(r'"known_trip_count":{"n":"(\d+)"}')
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _MOVES_NOTHING = {
@@ -42,9 +48,9 @@ class Instruction:
         return re.findall(r"%([\w.-]+)", self.arguments)
 
     @property
-    def called(self) -> dict[str, str]:
+    def called(self) -> dict[str, list[str]]:
         """The computations that it calls, by what for."""
-        return {role: name.lstrip("%") for role, name in _CALLED.findall(self.attributes)}
+        return {role: re.findall(r"%([\w.-]+)", names) for role, names in _CALLED.findall(self.attributes)}
 
 
 Computation = dict[str, Instruction]
@@ -73,20 +79,26 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Of a run on one device. bytes: read and written in main memory; cycles: 0 where none are estimated."""
+    """Of a run on one device.
+
+    bytes: read and written in main memory; cycles: 0 where none are estimated; searches: loops that do not
+    say how often they turn, and count once.
+    """
 
     collectives: Sequence[Collective]
     bytes: float
     cycles: float
+    searches: int
 
 
 def cost(text: str, devices: int, slices: int = 1) -> Cost:
     """The cost of a compiled program (`jax.stages.Compiled.as_text()`) that runs on so many devices."""
     program, entry = parse(text)
     exchanged: dict[tuple[str, int, bool], list[int]] = {}
-    traffic, cycles = 0.0, 0.0
+    traffic, cycles, searches = 0.0, 0.0, 0
     for times, computation, fused in _runs(program, entry):
         for instruction in computation.values():
+            searches += instruction.opcode == "while" and _turns(instruction, computation, program) is None
             if key := _exchange(instruction, devices, slices):
                 total = exchanged.setdefault(key, [0, 0])
                 total[0] += times
@@ -96,7 +108,7 @@ def cost(text: str, devices: int, slices: int = 1) -> Cost:
                 found = _CYCLES.search(instruction.attributes)
                 cycles += times * int(found[1]) if found and int(found[1]) < _NO_ESTIMATE else 0
     collectives = [Collective(*key, *total) for key, total in exchanged.items() if key[1] > 1]
-    return Cost(sorted(collectives, key=lambda each: -each.link_bytes), traffic, cycles)
+    return Cost(sorted(collectives, key=lambda each: -each.link_bytes), traffic, cycles, searches)
 
 
 def _exchange(instruction: Instruction, devices: int, slices: int) -> tuple[str, int, bool] | None:
@@ -143,30 +155,51 @@ def _runs(program: Program, entry: str) -> Iterator[tuple[int, Computation, bool
         times, name, fused = todo.pop()
         yield times, program[name], fused
         for instruction in program[name].values():
-            turns = _turns(instruction, program) if instruction.opcode == "while" else 1
+            if instruction.opcode.endswith(("-update", "-done")):
+                continue  # names again what its -start calls
+            turns = 1
+            if instruction.opcode == "while":
+                turns = _turns(instruction, program[name], program) or 1
             part = fused or instruction.opcode not in ("while", "conditional", "call")
             for role, called in instruction.called.items():
                 if role != "to_apply" or instruction.opcode == "call":  # a reduction's adds two numbers
-                    todo.append((times * turns, called, part))
+                    todo += [(times * turns, each, part) for each in called]
 
 
-def _turns(loop: Instruction, program: Program) -> int:
-    """How often a loop turns; one that says so nowhere, such as a search, counts once."""
+def _turns(loop: Instruction, computation: Computation, program: Program) -> int | None:
+    """How often a loop turns, as it says itself or by a count that goes up by one; None for any other."""
     if known := _TRIPS.search(loop.attributes):
         return int(known[1])
-    condition = program[loop.called["condition"]]
+    condition = program[loop.called["condition"][0]]
     root = next(instruction for instruction in condition.values() if instruction.is_root)
-    if root.opcode == "compare" and "direction=LT" in root.attributes:
-        limits = [condition[name] for name in root.operands if condition[name].opcode == "constant"]
-        if limits and limits[0].arguments.isdigit():
-            return int(limits[0].arguments)
-    return 1
+    operands = [condition[name] for name in root.operands]
+    if root.opcode != "compare" or "direction=LT" not in root.attributes or len(operands) != 2:
+        return None
+    count, limit = operands
+    index = re.search(r"index=(\d+)", count.attributes)
+    if count.opcode != "get-tuple-element" or index is None or not limit.arguments.isdigit():
+        return None
+    before = computation[loop.operands[0]]
+    first = _source(before.operands[int(index[1])], computation) if before.opcode == "tuple" else None
+    if first is None or not first.arguments.isdigit():
+        return None
+    return int(limit.arguments) - int(first.arguments)
+
+
+def _source(name: str, computation: Computation) -> Instruction:
+    """What made an array, before it was copied or seen in another shape."""
+    instruction = computation[name]
+    while instruction.opcode in ("copy", "bitcast", "copy-done", "copy-start"):
+        instruction = computation[instruction.operands[0]]
+    return instruction
 
 
 def _bytes(type: str) -> list[int]:
     """Of every array in a type; 0 for one in the memory of a core, S(1) and up."""
     return [
-        0 if "S(" in layout else math.prod(map(int, filter(None, shape.split(",")))) * _width(dtype)
+        0
+        if "S(" in layout
+        else math.prod(int(size.lstrip("<=")) for size in shape.split(",") if size) * _width(dtype)
         for dtype, shape, layout in _ARRAY.findall(type)
     ]
 
@@ -180,7 +213,8 @@ def _whole_bytes(kind: str, instruction: Instruction, computation: Computation, 
     """Of the arrays that a collective is about, wherever they lie."""
     type = instruction.type.replace("S(", "")
     if instruction.opcode == "send":
-        return sum(_bytes(computation[instruction.operands[0]].type.replace("S(", "")))
+        sent = sum(_bytes(computation[instruction.operands[0]].type.replace("S(", "")))
+        return sent * (devices if kind == "all-gather" else 1)
     if not instruction.opcode.endswith("-start"):
         return sum(_bytes(type)) * (devices if kind == "reduce-scatter" else 1)
     # The type of a beginning holds operands and results: what is gathered is the larger, all else alike.
@@ -204,44 +238,85 @@ def _group_size(attributes: str, devices: int) -> int:
 
 def _traffic(instruction: Instruction, computation: Computation, program: Program) -> int:
     """Bytes that an operation reads and writes in main memory: operands and results; of slices, the slice."""
-    if instruction.opcode in _MOVES_NOTHING or instruction.opcode.endswith("-done"):
+    opcode = instruction.opcode
+    if opcode in _MOVES_NOTHING or opcode.endswith(("-done", "-update")):
         return 0
-    if instruction.opcode == "fusion":
-        return _fusion_traffic(instruction, computation, program[instruction.called["calls"]])
+    if 'custom_call_target="AllocateBuffer"' in instruction.attributes:
+        return 0
+    if opcode == "fusion":
+        inside = program[instruction.called["calls"][0]]
+        return _read_inside(instruction, computation, inside, program) + _written(
+            _root(inside), inside, program
+        )
     operands = [sum(_bytes(computation[name].type)) for name in instruction.operands]
-    if instruction.opcode.endswith("-start"):
-        return 2 * sum(operands[:1])
-    if instruction.opcode in ("dynamic-slice", "slice", "gather"):
+    if opcode == "copy-start":
+        return sum(_bytes(instruction.type)[:2])  # of (to, from, context)
+    if opcode in ("slice-start", "dynamic-slice-start", "async-start"):
+        return sum(_bytes(instruction.type)[len(operands) :]) + sum(_all_bytes(instruction)[len(operands) :])
+    if opcode.endswith("-start"):
+        return sum(_bytes(instruction.type))
+    if opcode in ("dynamic-slice", "slice", "gather"):
         return 2 * sum(_bytes(instruction.type))
-    if instruction.opcode == "dynamic-update-slice":
+    if opcode == "dynamic-update-slice":
         return 2 * operands[1]
     return sum(operands) + sum(_bytes(instruction.type))
 
 
-def _fusion_traffic(fusion: Instruction, computation: Computation, inside: Computation) -> int:
-    users: dict[str, list[Instruction]] = {}
+def _all_bytes(instruction: Instruction) -> list[int]:
+    """As `_bytes`, wherever the arrays lie."""
+    return _bytes(instruction.type.replace("S(", ""))
+
+
+def _root(computation: Computation) -> Instruction:
+    return next(instruction for instruction in computation.values() if instruction.is_root)
+
+
+def _read_inside(fusion: Instruction, computation: Computation, inside: Computation, program: Program) -> int:
+    read = 0
     for instruction in inside.values():
-        for name in instruction.operands:
-            users.setdefault(name, []).append(instruction)
-    read, updated = 0, set[str]()
-    for instruction in inside.values():
-        if instruction.opcode != "parameter":
+        if instruction.opcode == "parameter":
+            whole = sum(_bytes(computation[fusion.operands[int(instruction.arguments)]].type))
+            part = _read(instruction.name, inside, program)
+            read += whole if part is None else min(part, whole)
+    return read
+
+
+def _read(name: str, inside: Computation, program: Program) -> int | None:
+    """Bytes that a fusion reads of an array, where all it takes of it are slices; None: all of it."""
+    total = 0
+    for reader in inside.values():
+        if name not in reader.operands:
             continue
-        outer = _bytes(computation[fusion.operands[int(instruction.arguments)]].type)
-        whole = sum(outer)
-        readers = users.get(instruction.name, [])
-        if readers and all(each.opcode in ("dynamic-slice", "slice") for each in readers):
-            whole = min(whole, sum(sum(_bytes(each.type)) for each in readers))
-        elif readers and all(_updates(each, instruction.name) for each in readers):
-            updated.update(each.name for each in readers)
-            whole = 0
-        read += whole
-    written = sum(_bytes(fusion.type))
-    for name in updated:
-        update = inside[inside[name].operands[1]]
-        written += sum(_bytes(update.type)) - min(sum(_bytes(inside[name].type)), written)
-    return read + written
+        if reader.opcode in ("dynamic-slice", "slice"):
+            part: int | None = sum(_all_bytes(reader))
+        elif reader.opcode == "dynamic-update-slice" and reader.operands[0] == name:
+            part = 0  # what is not replaced stays where it is
+        elif reader.opcode == "bitcast":
+            part = _read(reader.name, inside, program)
+        elif reader.opcode == "fusion":
+            within = program[reader.called["calls"][0]]
+            at = str(reader.operands.index(name))
+            parameter = next(
+                each for each in within.values() if each.opcode == "parameter" and each.arguments == at
+            )
+            part = _read(parameter.name, within, program)
+        else:
+            return None
+        if part is None:
+            return None
+        total += part
+    return total
 
 
-def _updates(instruction: Instruction, name: str) -> bool:
-    return instruction.opcode == "dynamic-update-slice" and instruction.operands[0] == name
+def _written(made: Instruction, inside: Computation, program: Program) -> int:
+    """Bytes of what a fusion returns; of an array that it changes in place, the part that changes."""
+    if made.opcode == "tuple":
+        return sum(_written(inside[name], inside, program) for name in made.operands)
+    if made.opcode == "bitcast":
+        return _written(inside[made.operands[0]], inside, program)
+    if made.opcode == "fusion":
+        within = program[made.called["calls"][0]]
+        return min(_written(_root(within), within, program), sum(_bytes(made.type)))
+    if made.opcode == "dynamic-update-slice":
+        return sum(_all_bytes(inside[made.operands[1]]))
+    return sum(_bytes(made.type))

@@ -1,6 +1,7 @@
 """Task x objective -> the batches of this process, and an iterator whose position can be saved.
 
-Every process reads its own share of the data and makes its own rows of the global batch.
+Every process reads its own share of the data and makes its own rows of the global batch; those that hold
+the same rows read the same share.
 """
 
 import functools
@@ -63,16 +64,16 @@ def _one_after_another(datasets: Sequence[tf.data.Dataset], features: Iterable[s
 def batches(
     run: RunConfig, split: str | None = None, *, training: bool = True, skips: Sequence[range] = ()
 ) -> "Batches | IndexedBatches":
-    """The batches of this process: [batch_size / processes, length] int32 and float32 features.
+    """The batches of this process: [its share of batch_size, length] int32 and float32 features.
 
     skips: positions of batches to leave out.
     """
     if training and run.stores:
         return IndexedBatches(run, skips)
-    processes = jax.process_count()
-    shard = seqio.ShardInfo(index=jax.process_index(), num_shards=processes)
+    index, count = sharding.local_share(run.batch_size)
+    shard = seqio.ShardInfo(index=index, num_shards=count)
     split = split or (run.train_split if training else run.eval_split)
-    rows = run.batch_size // processes
+    rows = run.batch_size // count
     dataset = examples(run, split, training=training, shard=shard).batch(rows, drop_remainder=training)
     dataset = dataset.prefetch(4).with_options(reading.options())
     name = f"split {split!r} of task {run.corpus().name!r}"
@@ -191,9 +192,13 @@ def _padded(value: np.ndarray, rows: int) -> np.ndarray:
 
 
 def to_devices(batch: Batch, mesh: jax.sharding.Mesh, rules: sharding.Rules) -> dict[str, jax.Array]:
-    """The global batch, every device holding its rows of what its process read."""
+    """The global batch, every device holding its part of what its process read: whole rows."""
     layout = sharding.named(mesh, rules, ("batch", "length"))
-    return {name: jax.make_array_from_process_local_data(layout, value) for name, value in batch.items()}
+    shares = len(set(sharding.rows_of_processes(mesh, rules, mesh.size).values()))
+    return {
+        name: jax.make_array_from_process_local_data(layout, rows, (len(rows) * shares, rows.shape[1]))
+        for name, rows in batch.items()
+    }
 
 
 def abstract_batch(run: RunConfig, mesh: jax.sharding.Mesh) -> dict[str, jax.ShapeDtypeStruct]:

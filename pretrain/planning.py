@@ -118,6 +118,8 @@ class Plan:
             "batch_size": self.run.batch_size,
             "microbatches": self.run.microbatches,
             "remat": self.run.model.remat,
+            "remat_keep": list(self.run.model.remat_keep),
+            "remat_offload": list(self.run.model.remat_offload),
             "parameters": self.parameters,
             "memory": {**dataclasses.asdict(self.memory), "total": self.memory.total},
             "device_memory": self.chip and self.chip.memory,
@@ -127,6 +129,7 @@ class Plan:
             "collectives": [
                 {**dataclasses.asdict(each), "link_bytes": each.link_bytes} for each in self.cost.collectives
             ],
+            "loops_counted_once": self.cost.searches,
             "bounds_seconds": self.bounds(),
             "compiler_seconds": self.compiler_seconds,
             "seconds": self.seconds,
@@ -144,8 +147,7 @@ def plan(run: RunConfig, topology: Topology) -> Plan:
     """
     devices = topology.devices()
     mesh = run.mesh.build(devices)
-    hosts = {device.process_index for device in devices}
-    run.check_batch(mesh.shape, len(hosts))
+    run.check_batch(mesh)
     with sharding.layout(mesh, run.rules):
         programs = step.programs(run, np.zeros(run.model.vocab_size, np.int32))
         abstract, batch = programs.abstract_state(), pipeline.abstract_batch(run, mesh)
@@ -158,7 +160,7 @@ def plan(run: RunConfig, topology: Topology) -> Plan:
         run=run,
         topology=topology,
         mesh=dict(mesh.shape),
-        chip=hardware.CHIPS.get(devices[0].device_kind),
+        chip=None if topology.kind == "cpu" else hardware.CHIPS[devices[0].device_kind],
         parameters=state.count(abstract.params),
         memory=_memory(abstract, batch, compiled.memory_analysis()),
         model_flops=3 * forward,
@@ -169,8 +171,9 @@ def plan(run: RunConfig, topology: Topology) -> Plan:
 
 
 # In the two ways of the TPU compiler: after it has placed all arrays, and before it tries to.
-_USED = re.compile(
-    r"(?:Used|temporaries) \(?([\d.]+)([KMGT])\)? (?:of|exceeds available HBM) \(?([\d.]+)([KMGT])"
+_USED = (
+    re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm"),
+    re.compile(r"temporaries \(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)"),
 )
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -179,7 +182,7 @@ def _compiled(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
     try:
         return lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        if found := _USED.search(str(error)):
+        for found in filter(None, (pattern.search(str(error)) for pattern in _USED)):
             needed, available = (float(found[i]) * _UNITS[found[i + 1]] for i in (1, 3))
             raise TooLarge(needed, available) from error
         raise
@@ -234,15 +237,15 @@ def _inside(values: Any) -> Iterator[Any]:
 
 
 def smaller(run: RunConfig, devices: int) -> Iterator[tuple[str, RunConfig]]:
-    """Ways to need less memory, each with all before it: what costs least speed comes first."""
+    """Ways to need less memory, each with those before it: what costs least speed comes first."""
     changes: list[str] = []
     model = type(run.model).__name__
     if run.model.remat != "full":
-        run = dataclasses.replace(run, model=dataclasses.replace(run.model, remat="full"))
+        run = dataclasses.replace(run, model=remat(run.model, "full"))
         changes.append(f"{model}.remat = 'full'")
         yield ", ".join(changes), run
     sizes = run.mesh.sizes(devices)
-    if sizes["data"] > 1:
+    if sizes["data"] > 1 and run.model.embed_dim % (sizes["data"] * sizes["fsdp"]) == 0:
         mesh = dataclasses.replace(run.mesh, data=1, fsdp=sizes["data"] * sizes["fsdp"])
         run = dataclasses.replace(run, mesh=mesh)
         changes += ["MeshConfig.data = 1", f"MeshConfig.fsdp = {mesh.fsdp}"]
@@ -259,21 +262,28 @@ def first_that_fits(run: RunConfig, topology: Topology) -> tuple[str, Plan] | No
     for change, other in smaller(run, len(topology.devices())):
         try:
             return change, plan(other, topology)
-        except TooLarge:
+        except (TooLarge, InputError):  # a way that this run cannot go is none
             continue
     return None
+
+
+def remat(model: Any, policy: str) -> Any:
+    """`model` with another policy of rematerialisation."""
+    return dataclasses.replace(model, remat=policy, remat_keep=(), remat_offload=())
 
 
 def meshes(run: RunConfig, devices: int) -> list[MeshConfig]:
     """The mesh of `run`, and others for as many devices: cut along fsdp, data, both, and tensor."""
     sizes = run.mesh.sizes(devices)
-    within = devices // sizes["replica"]
+    within = devices // (sizes["replica"] * sizes["context"])
     own = dataclasses.replace(run.mesh, **sizes)
     found = {own: None}  # a set that keeps its order
     for fsdp, tensor in ((within, 1), (1, 1), (4, 1), (16, 1), (within // 2, 2), (within // 4, 4)):
         if fsdp and within % (fsdp * tensor) == 0:
             data = within // fsdp // tensor
-            found[dataclasses.replace(own, data=data, fsdp=fsdp, context=1, tensor=tensor)] = None
+            found[dataclasses.replace(own, data=data, fsdp=fsdp, context=sizes["context"], tensor=tensor)] = (
+                None
+            )
     return list(found)
 
 
@@ -289,11 +299,12 @@ def search(
     """
     plans: list[Plan] = []
     for mesh in meshes(run, len(topology.devices())):
-        policies = ["none", "dots", "full"]
+        policies = [remat(run.model, policy) for policy in ("none", "dots", "full")]
+        if run.model.remat == "names":
+            policies.insert(1, run.model)
         for batch_size in (run.batch_size, 2 * run.batch_size, 4 * run.batch_size):
             while policies:
-                model = dataclasses.replace(run.model, remat=policies[0])
-                other = dataclasses.replace(run, mesh=mesh, batch_size=batch_size, model=model)
+                other = dataclasses.replace(run, mesh=mesh, batch_size=batch_size, model=policies[0])
                 try:
                     plans.append(plan(other, topology))
                     tried(other, plans[-1])
@@ -303,5 +314,5 @@ def search(
                     del policies[0]  # nor would it fit with a larger batch
                 except InputError as error:
                     tried(other, error)
-                    policies = []
+                    break
     return sorted(plans, key=lambda each: (each.seconds or 0.0) / each.tokens)

@@ -4,6 +4,7 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 
+import jax
 import seqio
 
 from pretrain.bad_steps import BadSteps
@@ -14,7 +15,7 @@ from pretrain.models.encoder_decoder import EncoderDecoderConfig
 from pretrain.objectives.base import Objective
 from pretrain.optim import Optimizer
 from pretrain.parallel.mesh import MeshConfig, described
-from pretrain.parallel.sharding import Rules, check_rules
+from pretrain.parallel.sharding import Rules, check_rules, rows_of_processes
 from pretrain.warm_start import WarmStart
 
 
@@ -155,20 +156,22 @@ class RunConfig:
                 )
         self.objective.check(self.lengths, vocabulary)
 
-    def check_batch(self, axis_sizes: Mapping[str, int], num_processes: int) -> None:
+    def check_batch(self, mesh: jax.sharding.Mesh) -> None:
         """Raises InputError if the batch and the lengths of its rows cannot be cut evenly over the mesh."""
+        axis_sizes = mesh.shape
         check_rules(self.rules, axis_sizes)
         shares = self.rules.shares("batch", axis_sizes)
-        if shares % num_processes:
-            raise InputError(
-                f"Rules.batch cuts the batch into {shares} shares, which {num_processes} processes cannot "
-                f"read evenly: lay it along mesh axes whose sizes multiply to a multiple of {num_processes}."
-            )
         if self.batch_size % (parts := shares * self.microbatches):
             times = f"{self.microbatches} microbatches times " if self.microbatches > 1 else ""
             raise InputError(
                 f"RunConfig.batch_size is {self.batch_size}: make it a multiple of {parts}, {times}the "
                 f"shares of the mesh ({described(axis_sizes)})."
+            )
+        held = set(rows_of_processes(mesh, self.rules, self.batch_size).values())
+        if sum(map(len, held)) != self.batch_size or len(set(map(len, held))) > 1:
+            raise InputError(
+                f"On the mesh ({described(axis_sizes)}) some processes hold a part of each other's rows of "
+                "the batch: choose sizes so that each holds rows of its own, or all that another holds."
             )
         for feature, length in self.lengths.items():
             cuts = self.rules.shares("length", axis_sizes)

@@ -51,17 +51,21 @@ def run_of(source: str, flags: tuple[str, ...] = ()) -> "RunConfig":
     """The run that a gin file says or a model dir holds. Raises InputError if it is neither."""
     from pretrain import config
 
-    is_file = source.endswith(".gin") or Path(source).is_file()
-    return config.load(source if is_file else _config_of(Path(source)), bindings(flags))
+    return config.load(source if _is_file(source) else _config_of(Path(source)), bindings(flags))
 
 
 def trained_run(source: str, model_dir: Path | None, flags: tuple[str, ...]) -> tuple["RunConfig", Path]:
     """The run of `source`, and the model dir that has its parameters: `source` itself unless it is a file."""
     holder = model_dir or Path(source)
-    if model_dir is None and (source.endswith(".gin") or holder.is_file()):
+    if model_dir is None and _is_file(source):
         raise InputError(f"{source} says how to train a model and holds none: give --model-dir too.")
     _config_of(holder)
     return run_of(source, flags), holder
+
+
+def _is_file(source: str) -> bool:
+    """Whether it is a gin file, or the name of one that is shipped, and not a model dir."""
+    return not Path(source).is_dir() and (source.endswith(".gin") or Path(source).is_file())
 
 
 def _config_of(model_dir: Path) -> Path:

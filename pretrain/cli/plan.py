@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pretrain.cli import options
+from pretrain.errors import InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,7 +25,11 @@ GIB = 2**30
 @click.argument("source", metavar="RUN.gin|MODEL_DIR")
 @click.option("--topology", required=True, help="Such as v5p:4x4x4, v5e:16x16, v6e:16x16, v4:4x4x4 or cpu:8.")
 @click.option("--slices", type=click.IntRange(min=1), default=1, show_default=True, help="Of that topology.")
-@click.option("--tokens", type=float, help="Also say how long training on so many takes, such as 1e12.")
+@click.option(
+    "--tokens",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Also say how long training on so many takes, such as 1e12.",
+)
 @click.option(
     "--search", is_flag=True, help="Try meshes, remat and larger batches, and show the best that fit."
 )
@@ -46,6 +51,8 @@ def command(
       pretrain plan runs/quickstart.gin --topology v5e:2x4 --gin.BATCH_SIZE=64
     """
     options.quiet_logs()
+    if tokens and (search or as_json):
+        raise InputError("--tokens is for the table of one run: leave it away with --search and --json.")
     import jax
 
     jax.config.update("jax_platforms", "cpu")
@@ -64,6 +71,9 @@ def command(
             click.echo(json.dumps([each.figures() for each in found]))
         else:
             console.print(_best(found))
+        if not found:
+            click.echo("pretrain: Nothing that was tried fits.", err=True)
+            sys.exit(1)
         return
     try:
         with console.status(f"compiling for {topology} ..."):
@@ -92,14 +102,14 @@ def _too_large(error: "TooLarge", change: str | None, as_json: bool) -> None:
 
 
 def _search(console: "Console", run: "RunConfig", where: "Topology") -> "list[Plan]":
-    from pretrain.planning import Plan, search
+    from pretrain.planning import Plan, TooLarge, search
 
     def tried(other: "RunConfig", result: "Plan | Exception") -> None:
         if isinstance(result, Plan):
             speed = f", {result.tokens / result.seconds:,.0f} tokens/s at best" if result.seconds else ""
             said = f"{result.memory.total / GIB:.1f} GiB{speed}"
         else:
-            said = f"does not fit: {result}"
+            said = f"does not fit: {result}" if isinstance(result, TooLarge) else f"cannot be: {result}"
         console.print(f"{_name(other)}: {said}")
 
     return search(run, where, tried)
@@ -144,10 +154,9 @@ def _memory(made: "Plan") -> "Table":
     for name, size in vars(made.memory).items():
         table.add_row(name, f"{size / GIB:.3f} GiB")
     if made.chip:
-        free = 1 - made.memory.total / made.chip.memory
         table.add_row(
             "in all",
-            f"{made.memory.total / GIB:.3f} GiB of {made.chip.memory / GIB:.0f}: fits, {free:.0%} free",
+            f"{made.memory.total / GIB:.3f} GiB of {made.chip.memory / GIB:.0f}: fits",
         )
     else:
         table.add_row("in all", f"{made.memory.total / GIB:.3f} GiB")
@@ -169,6 +178,8 @@ def _exchanges(made: "Plan") -> "Table":
     for each in made.cost.collectives:
         among = f"{each.members} {'slices' if each.between_slices else 'devices'}"
         table.add_row(f"{each.count:,} {each.kind}", f"among {among}: {each.bytes / 1e9:,.3f} GB")
+    if made.cost.searches:
+        table.add_row(f"{made.cost.searches} loops", "of unknown length, counted once")
     if not made.cost.collectives:
         table.add_row("nothing")
     return table

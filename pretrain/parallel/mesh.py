@@ -58,8 +58,9 @@ class MeshConfig:
         devices = jax.devices() if devices is None else devices
         sizes = self.sizes(len(devices))
         explicit = (AxisType.Explicit,) * len(sizes)
-        slices = len({getattr(device, "slice_index", 0) for device in devices})
-        if slices == 1:
+        # Of GPUs XLA calls every machine a slice, and any axis may cross from one to another.
+        slices = len({getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"})
+        if slices <= 1:
             shape = tuple(sizes.values())
             return jax.make_mesh(shape, tuple(sizes), axis_types=explicit, devices=devices)
         if sizes["replica"] != slices:

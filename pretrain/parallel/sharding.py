@@ -9,6 +9,7 @@ parameters without being told. Outside a `layout` the helpers are plain jnp, on 
 import contextlib
 import contextvars
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -103,14 +104,35 @@ def named(mesh: jax.sharding.Mesh, rules: Rules, axes: Sequence[str | None]) -> 
     return NamedSharding(mesh, rules.spec(axes))
 
 
-def local_rows(batch_size: int) -> list[int]:
+@functools.lru_cache(maxsize=16)  # asked at every step
+def rows_of_processes(mesh: jax.sharding.Mesh, rules: Rules, batch_size: int) -> dict[int, tuple[int, ...]]:
+    """Which rows of a global batch the devices of each process hold, in order."""
+    rows: dict[int, set[int]] = {}
+    parts = named(mesh, rules, ("batch",)).devices_indices_map((batch_size,))
+    for device in mesh.devices.flat:
+        rows.setdefault(device.process_index, set()).update(range(batch_size)[parts[device][0]])
+    return {process: tuple(sorted(held)) for process, held in sorted(rows.items())}
+
+
+def local_rows(batch_size: int) -> tuple[int, ...]:
     """Which rows of a global batch the devices of this process hold, under the current layout."""
     rules = _rules.get()
     if rules is None or jax.process_count() == 1:
-        return list(range(batch_size))
-    layout = named(jax.sharding.get_mesh(), rules, ("batch",))
-    parts = layout.addressable_devices_indices_map((batch_size,)).values()
-    return sorted({row for part in parts if part for row in range(batch_size)[part[0]]})
+        return tuple(range(batch_size))
+    return rows_of_processes(jax.sharding.get_mesh(), rules, batch_size)[jax.process_index()]
+
+
+def local_share(batch_size: int) -> tuple[int, int]:
+    """(index, count): which share of the rows this process feeds, under the current layout.
+
+    Processes that hold the same rows, since another axis than the batch's lies between them, have one index.
+    """
+    rules = _rules.get()
+    if rules is None or jax.process_count() == 1:
+        return jax.process_index(), jax.process_count()
+    rows = rows_of_processes(jax.sharding.get_mesh(), rules, batch_size)
+    shares = sorted(set(rows.values()))
+    return shares.index(rows[jax.process_index()]), len(shares)
 
 
 def check_divides(shape: Sequence[int], axes: Sequence[str | None]) -> None:

@@ -26,7 +26,7 @@ CHIPS = {
     "TPU v4": Chip(275e12, 32 * 2**30, 1228e9, 300e9, 6.25e9, 1.05e9),
     "TPU v5 lite": Chip(197e12, 16 * 2**30, 819e9, 200e9, 3.125e9, 1.5e9),
     "TPU v5": Chip(459e12, 95 * 2**30, 2765e9, 600e9, 6.25e9, 1.75e9),
-    "TPU v6 lite": Chip(918e12, 32 * 2**30, 1640e9, 448e9, 6.25e9, 1.75e9),
+    "TPU v6 lite": Chip(918e12, 32 * 2**30, 1600e9, 400e9, 12.5e9, 1.75e9),
 }
 
 # Dense bfloat16 peak of one device (a chip's figure shared by the cores JAX shows), from the vendors' sheets.

@@ -78,7 +78,7 @@ def train(
     """
     run.check()
     mesh = run.mesh.build()
-    run.check_batch(mesh.shape, jax.process_count())
+    run.check_batch(mesh)
     with sharding.layout(mesh, run.rules), model_dirs.held(model_dir):
         processes.refuse_difference("The settings", f"{config_text} {skip_steps}")
         _agree_on(model_dir)

@@ -44,7 +44,7 @@ def test_a_search_is_a_list_and_tells_of_each_try(plan, monkeypatch):
     assert found.code == 0, found
     assert sorted(each["batch_size"] for each in json.loads(found.out)) == [16, 32, 64]
     assert found.err.count("data=2, fsdp=4, remat none: ") == 3
-    assert "batch 16, data=3, remat none: does not fit: Mesh (data=3) needs 3 devices" in found.err
+    assert "batch 16, data=3, remat none: cannot be: Mesh (data=3) needs 3 devices" in found.err
 
 
 @pytest.mark.parametrize("change", ["RunConfig.microbatches = 2", None])

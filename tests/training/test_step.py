@@ -96,8 +96,8 @@ def test_what_is_kept_for_the_backward_pass_shrinks(tiny_config, batch):
 
 def test_a_batch_that_does_not_divide_into_microbatches_is_refused(make_run):
     run = make_run(microbatches=2, batch_size=8)
-    run.check_batch({"data": 4, "fsdp": 1, "tensor": 1}, 1)
+    run.check_batch(MeshConfig(data=4).build(jax.devices()[:4]))
     with pytest.raises(InputError, match="make it a multiple of 16, 2 microbatches times the shares"):
-        run.check_batch({"data": 8, "fsdp": 1, "tensor": 1}, 1)
+        run.check_batch(MeshConfig(data=8).build())
     with pytest.raises(InputError, match="microbatches is 0"):
         make_run(microbatches=0)
