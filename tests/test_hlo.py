@@ -144,7 +144,8 @@ def entry(*lines: str) -> str:
         ),
         (
             ["  %c = s32[] constant(0)",
-             "  ROOT %y = f32[64] conditional(%c, %x, %x), branch_computations={%a, %b}", "}", "", "%a (p: f32[64]) -> f32[64] {", "  ROOT %p = f32[64] parameter(0)", "}", "",
+             "  ROOT %y = f32[64] conditional(%c, %x, %x), branch_computations={%a, %b}", "}", "",
+             "%a (p: f32[64]) -> f32[64] {", "  ROOT %p = f32[64] parameter(0)", "}", "",
              "%b (p: f32[64]) -> f32[64] {", "  %p = f32[64] parameter(0)",
              "  ROOT %q = f32[64] collective-permute(%p), source_target_pairs={{0,1},{1,0}}"],
             ("collective-permute", 2, 1, 256),

@@ -22,11 +22,12 @@ from pretrain.training import step
 
 ROOT = config.shipped().parent
 STEPS = """\
-import json, sys
+import dataclasses, json, sys
 import jax, numpy as np
 from pretrain import config, pipeline
 from pretrain.errors import InputError
 from pretrain.parallel import processes, sharding
+from pretrain.parallel.mesh import MeshConfig
 from pretrain.training import step
 
 with processes.joined(processes.Place(sys.argv[2], 2, int(sys.argv[6]))):
@@ -38,12 +39,14 @@ with processes.joined(processes.Place(sys.argv[2], 2, int(sys.argv[6]))):
         raise AssertionError
     except InputError as error:
         assert "settings of process 1" in str(error)
-    run = config.load("run.gin")
+    run = dataclasses.replace(config.load("run.gin"), mesh=MeshConfig(**SIZES))
     mesh, rows, figures = run.mesh.build(), {}, []
     assert (mesh.size, jax.local_device_count()) == (4, 2)
-    for name, value in np.load("batch.npz").items():
-        rows[name] = np.split(value, 2)[index]
     with sharding.layout(mesh, run.rules):
+        share, shares = sharding.local_share(8)
+        assert shares == SHARES
+        for name, value in np.load("batch.npz").items():
+            rows[name] = np.split(value, shares)[share]
         programs = step.programs(run)
         state = programs.init()
         for _ in range(3):
@@ -53,12 +56,17 @@ with processes.joined(processes.Place(sys.argv[2], 2, int(sys.argv[6]))):
 """
 
 
-def test_two_processes_compute_what_one_does(place, token_batch, monkeypatch):
-    """The same global batches on 4 devices: equal to rounding, since gloo adds up in another order."""
+@pytest.mark.parametrize(("sizes", "shares"), [({"data": 4}, 2), ({"data": 1, "context": 4}, 1)], ids=str)
+def test_two_processes_compute_what_one_does(place, token_batch, monkeypatch, sizes, shares):
+    """The same global batches on 4 devices: equal to rounding, since gloo adds up in another order.
+
+    Where the context lies across them, both feed the same rows, and each device takes its part of the length.
+    """
     monkeypatch.chdir(place.directory)
     batch = token_batch("decoder")
     np.savez("batch.npz", **batch)
-    processes = place.launch_several(2, "-c", STEPS)
+    program = STEPS.replace("SIZES", repr(sizes)).replace("SHARES", str(shares))
+    processes = place.launch_several(2, "-c", program)
     run = config.load("run.gin")
     mesh = run.mesh.build(jax.devices()[:4])
     with sharding.layout(mesh, run.rules):
