@@ -76,11 +76,11 @@ def fill(page: Path, section: str, command: str, rows: list[tuple[str, ...]]) ->
     where = f"{os.cpu_count()} cores, Python {platform.python_version()}, jax {jax.__version__}"
     block = f"```bash\n{command}\n```\n\n{table}\n\nMeasured on {where}."
     text = page.read_text()
-    pattern = re.compile(rf"(<!-- {section} -->\n).*?(\n<!-- end -->)", re.S)
+    click.echo(block)
+    pattern = re.compile(rf"(<!-- {section} -->\n)(?:(?!<!-- end -->).)*(<!-- end -->)", re.S)
     if not pattern.search(text):
         sys.exit(f"{page} has no block {section}.")
-    page.write_text(pattern.sub(lambda found: f"{found[1]}{block}{found[2]}", text))
-    click.echo(block)
+    page.write_text(pattern.sub(lambda found: f"{found[1]}{block}\n{found[2]}", text))
 
 
 main()
