@@ -3,6 +3,7 @@
 import ast
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -178,7 +179,8 @@ def test_loss_is_token_cross_entropy_with_the_objectives_settings():
         "decoder_loss_weights": np.array([[1, 1, 1, 0], [1, 1, 0, 0]], np.float32),
     }
     objective = CausalLM(label_smoothing=0.1, z_loss=1e-2)
-    sums = objective.loss(lambda batch, key: logits, batch, None)
+    model = SimpleNamespace(features=lambda batch, key: logits, logits=lambda features: features)
+    sums = objective.loss(model, batch, None)
     expected = losses.token_cross_entropy(
         logits,
         batch["decoder_target_tokens"],
