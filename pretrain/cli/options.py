@@ -65,7 +65,7 @@ def trained_run(source: str, model_dir: Path | None, flags: tuple[str, ...]) -> 
 
 def _is_file(source: str) -> bool:
     """Whether it is a gin file, or the name of one that is shipped, and not a model dir."""
-    return not Path(source).is_dir() and (source.endswith(".gin") or Path(source).is_file())
+    return source.endswith(".gin") and not Path(source).is_dir()
 
 
 def _config_of(model_dir: Path) -> Path:

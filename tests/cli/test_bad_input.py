@@ -132,7 +132,7 @@ def test_a_mistake_in_a_flag_is_named_with_the_flag(train, flag, said):
         (["train", "--model-dir", "model"], "Missing argument 'RUN.gin'; see `pretrain train -h`"),
         (["train", "spans.gin", "--model-dir"], "Option '--model-dir' requires an argument"),
         (["trian"], "No such command 'trian'"),
-        (["evaluate"], "Missing argument 'MODEL_DIR'"),
+        (["evaluate"], "Missing argument 'MODEL_DIR|RUN.gin'"),
         (["evaluate", "model", "--batches", "0"], "'--batches': 0 is not in the range"),
         (["evaluate", "model", "--step", "last"], "'--step': 'last' is not a valid integer"),
         (["generate", "model"], "Missing option '--prompt'"),
