@@ -211,14 +211,14 @@ def _width(dtype: str) -> int:
 
 def _whole_bytes(kind: str, instruction: Instruction, computation: Computation, devices: int) -> int:
     """Of the arrays that a collective is about, wherever they lie."""
-    type = instruction.type.replace("S(", "")
     if instruction.opcode == "send":
-        sent = sum(_bytes(computation[instruction.operands[0]].type.replace("S(", "")))
-        return sent * (devices if kind == "all-gather" else 1)
+        return sum(_all_bytes(computation[instruction.operands[0]])) * (
+            devices if kind == "all-gather" else 1
+        )
     if not instruction.opcode.endswith("-start"):
-        return sum(_bytes(type)) * (devices if kind == "reduce-scatter" else 1)
+        return sum(_all_bytes(instruction)) * (devices if kind == "reduce-scatter" else 1)
     # The type of a beginning holds operands and results: what is gathered is the larger, all else alike.
-    operands = sum(sum(_bytes(computation[name].type.replace("S(", ""))) for name in instruction.operands)
+    operands = sum(sum(_all_bytes(computation[name])) for name in instruction.operands)
     return operands * (devices if kind == "all-gather" else 1)
 
 

@@ -281,9 +281,7 @@ def meshes(run: RunConfig, devices: int) -> list[MeshConfig]:
     for fsdp, tensor in ((within, 1), (1, 1), (4, 1), (16, 1), (within // 2, 2), (within // 4, 4)):
         if fsdp and within % (fsdp * tensor) == 0:
             data = within // fsdp // tensor
-            found[dataclasses.replace(own, data=data, fsdp=fsdp, context=sizes["context"], tensor=tensor)] = (
-                None
-            )
+            found[dataclasses.replace(own, data=data, fsdp=fsdp, tensor=tensor)] = None
     return list(found)
 
 
