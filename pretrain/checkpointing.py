@@ -6,6 +6,8 @@ writes into a temporary directory and renames it: one with a number for a name w
 """
 
 import dataclasses
+import functools
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,6 +34,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 DIRECTORY = "checkpoints"
 DAMAGED = "damaged"
+ABOUT = Path("config") / "metadata"
 
 _fingerprint = jax.jit(fingerprint)
 
@@ -44,23 +47,27 @@ class NotSaved(RuntimeError):
     """A checkpoint that could not be written; those before it are as they were."""
 
 
-class _DataHandler(ocp.CheckpointHandler):
-    """Lets every process write the position of its own data iterator.
+class _FilesHandler(ocp.AsyncCheckpointHandler):
+    """Lets every process write files of its own into an item, while the loop goes on."""
 
-    Not asynchronous: the iterator moves on with the next step, so its position is taken while the loop waits.
-    """
+    async def async_save(self, directory: epath.Path, args: "_FilesSave") -> list[ocp.future.Future]:
+        async def write() -> None:
+            args.write(Path(directory))
 
-    def save(self, directory: epath.Path, args: "_DataSave") -> None:
-        args.batches.save(_position_file(Path(directory)))
+        # Orbax makes the directory in the background too, and this future waits for it.
+        return [ocp.future.CommitFutureAwaitingContractedSignals(write(), name="files")]
+
+    def save(self, directory: epath.Path, args: ocp.args.CheckpointArgs) -> None:
+        raise NotImplementedError("`Checkpoints.save` is asynchronous")
 
     def restore(self, directory: epath.Path, args: ocp.args.CheckpointArgs | None = None) -> None:
-        raise NotImplementedError("`Checkpoints.restore` reads it")
+        raise NotImplementedError("`Checkpoints.restore` reads them")
 
 
-@ocp.args.register_with_handler(_DataHandler, for_save=True, for_restore=True)
+@ocp.args.register_with_handler(_FilesHandler, for_save=True, for_restore=True)
 @dataclasses.dataclass
-class _DataSave(ocp.args.CheckpointArgs):
-    batches: Batches
+class _FilesSave(ocp.args.CheckpointArgs):
+    write: Callable[[Path], None]
 
 
 class _Manager(ocp.CheckpointManager):
@@ -93,8 +100,6 @@ class Checkpoints:
                 create=not read_only,
                 read_only=read_only,
                 cleanup_tmp_directories=not read_only,
-                # The data position is written by the loop's own thread, into a directory that must be there.
-                async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
             ),
         )
 
@@ -105,21 +110,22 @@ class Checkpoints:
     def save(
         self, step: int, state: Any, batches: Batches, config_text: str, window: Sequence[Sums] = ()
     ) -> None:
-        """Begins to save; returns when the arrays are copied and the data position is written.
+        """Begins to save; returns when the arrays are copied and the data position is taken.
 
-        The arrays go to disk in the background. window: the sums of the steps since the last line of figures.
+        All else happens in the background. window: the sums of the steps since the last line of figures.
 
         Raises NotSaved if this save, or the one before, failed.
         """
-        sums = {name: int(value) for name, value in jax.device_get(_fingerprint(state)).items()}
-        about = {"config": config_text, "fingerprint": sums, "window": list(window)}
+        sums = _fingerprint(state)  # before the next step, which takes the buffers of `state`; fetched later
+        about = {"config": config_text, "window": list(window)}
+        write_position = batches.snapshot()
         with self._saving(step):
             begun = self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
-                    data=_DataSave(batches),
-                    config=ocp.args.JsonSave({**about, "checksum": checksum_of(about)}),
+                    data=_FilesSave(lambda directory: write_position(_position_file(directory))),
+                    config=_FilesSave(functools.partial(_write_about, about=about, sums=sums)),
                 ),
             )
         if not begun:
@@ -284,10 +290,17 @@ def position(model_dir: Path, step: int) -> int:
 
 def about(path: Path) -> dict[str, Any]:
     """What a checkpoint says of itself: `config`, `fingerprint`, `window`. Raises ValueError."""
-    said = ocp.JsonCheckpointHandler().restore(_item(path, "config"), args=ocp.args.JsonRestore())
+    said = json.loads((path / ABOUT).read_text())
     if said.pop("checksum", None) != checksum_of(said):
         raise ValueError("its config is not what was written")
     return said
+
+
+def _write_about(directory: Path, about: Mapping[str, Any], sums: Mapping[str, jax.Array]) -> None:
+    if jax.process_index() == 0:
+        fingerprint = {name: int(value) for name, value in jax.device_get(sums).items()}
+        said = {**about, "fingerprint": fingerprint}
+        (directory / ABOUT.name).write_text(json.dumps({**said, "checksum": checksum_of(said)}))
 
 
 def _item(path: Path, name: str) -> epath.Path:

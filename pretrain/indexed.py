@@ -7,7 +7,7 @@ part of this, so the same global batches come out for any number of processes.
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -160,12 +160,9 @@ class IndexedBatches(Iterator[Batch]):
             "their rates": " ".join(map(str, self._reader.mix.turns)),
         }
 
-    def save(self, path: Path) -> None:
-        """Writes the position and what it is a position in."""
-        positions.write(path, self.position, self.identity())
-
-    def check_saveable(self) -> None:
-        """It always is."""
+    def snapshot(self) -> Callable[[Path], None]:
+        """What writes the position of now, and what it is one in."""
+        return functools.partial(positions.write, position=self.position, identity=self.identity())
 
     def restore(self, path: Path) -> None:
         """Goes to the position that was saved. Raises InputError if that was in other data."""

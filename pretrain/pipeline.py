@@ -8,8 +8,7 @@ import functools
 import hashlib
 import os
 import re
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -28,6 +27,7 @@ from pretrain.run import RunConfig
 Batch = Mapping[str, np.ndarray]
 
 _DISK_ERRORS = (tf.errors.ResourceExhaustedError, tf.errors.PermissionDeniedError, tf.errors.UnknownError)
+_STATE = {"tensor_names": ["iterator"], "shape_and_slices": [""]}  # of an iterator in TensorFlow's files
 
 
 def examples(run: RunConfig, split: str, *, training: bool, shard: seqio.ShardInfo) -> tf.data.Dataset:
@@ -145,24 +145,31 @@ class Batches(Iterator[Batch]):
         self.position += 1
         return batch
 
-    def save(self, path: Path) -> None:
-        """Writes the position (TensorFlow's own format, a few files that begin with `path`) and in what."""
-        try:
-            tf.train.Checkpoint(iterator=self._iterator).write(str(path))
-        except _DISK_ERRORS as error:
-            raise OSError(error.message) from error
-        positions.write(path, self.position, self._identity)
+    def snapshot(self) -> Callable[[Path], None]:
+        """What writes the position of now, and in what: a few files that begin with the path it is given.
 
-    def check_saveable(self) -> None:
-        """Raises InputError if the position cannot be saved; better known before training than at a save."""
-        with tempfile.TemporaryDirectory() as directory:
+        It may be called later and by another thread; only this call keeps the iterator from going on.
+        """
+        try:
+            state = tf.raw_ops.SerializeIterator(
+                resource_handle=self._iterator._iterator_resource,
+                external_state_policy=tf.data.experimental.ExternalStatePolicy.FAIL.value,
+            )
+        except tf.errors.FailedPreconditionError as error:
+            raise InputError(
+                f"The position in {self._name} cannot be saved, so the run could not be resumed: its "
+                f"pipeline uses from_generator, py_function or another stateful step ({error.message})."
+            ) from error
+        position = self.position
+
+        def write(path: Path) -> None:
             try:
-                self.save(Path(directory) / "iterator")
-            except tf.errors.FailedPreconditionError as error:
-                raise InputError(
-                    f"The position in {self._name} cannot be saved, so the run could not be resumed: its "
-                    f"pipeline uses from_generator, py_function or another stateful step ({error.message})."
-                ) from error
+                tf.raw_ops.SaveV2(prefix=str(path), tensors=[state], **_STATE)
+            except _DISK_ERRORS as error:
+                raise OSError(error.message) from error
+            positions.write(path, position, self._identity)
+
+        return write
 
     def restore(self, path: Path) -> None:
         """Continues where the iterator that wrote `path` stood.
@@ -171,7 +178,10 @@ class Batches(Iterator[Batch]):
         """
         position = positions.read(path, self._identity)
         try:
-            tf.train.Checkpoint(iterator=self._iterator).read(str(path)).assert_consumed()
+            (state,) = tf.raw_ops.RestoreV2(prefix=str(path), dtypes=[tf.variant], **_STATE)
+            tf.raw_ops.DeserializeIterator(
+                resource_handle=self._iterator._iterator_resource, serialized=state
+            )
         except tf.errors.NotFoundError as error:
             # TensorFlow saves the dataset with the position, the paths of its files included.
             missing = re.search(r"restore dataset iterator from checkpoint: ([^;]*);", error.message)

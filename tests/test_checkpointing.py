@@ -219,7 +219,7 @@ def test_a_position_that_cannot_be_saved_is_found_before_training():
     stateful = Batches(dataset.batch(2), 2, "split 'train' of task 'mine'", {})
     next(stateful)
     with pytest.raises(InputError, match="split 'train' of task 'mine' cannot be saved.*from_generator"):
-        stateful.check_saveable()
+        stateful.snapshot()
 
 
 def test_nothing_to_read_is_said():

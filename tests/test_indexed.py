@@ -159,7 +159,7 @@ def test_a_position_is_saved_and_restored(make_run, tmp_path):
     whole = take(pipeline.batches(run), 12)
     batches = pipeline.batches(run)
     assert take(batches, 5) == whole[:5]
-    batches.save(tmp_path / "place")
+    batches.snapshot()(tmp_path / "place")
     again = pipeline.batches(run)
     again.restore(tmp_path / "place")
     assert again.position == 5
@@ -187,7 +187,7 @@ def test_several_stores_are_read_at_their_rates(make_run, tmp_path):
 def test_another_store_is_noticed_and_a_moved_one_is_not(make_run, tmp_path):
     run = make_run()
     batches = pipeline.batches(run)
-    batches.save(tmp_path / "place")
+    batches.snapshot()(tmp_path / "place")
     moved = (tmp_path / "store").rename(tmp_path / "moved")
     pipeline.batches(make_run(stores=[moved])).restore(tmp_path / "place")
     other = pipeline.batches(make_run(stores=[write_store(tmp_path / "other", seed=9)]))

@@ -166,7 +166,7 @@ def _train(
             batch, unfinished = next(batches), saved.window(done)
         else:
             done, batch, unfinished = 0, next(batches), []
-            batches.check_saveable()
+            batches.snapshot()  # better known now than at a save that it cannot be taken
             train_state = _fresh(run, programs, observer)
         model_dirs.claim(model_dir, config_text)
         processes.sync("the model dir is claimed")
@@ -222,8 +222,8 @@ def _train(
                 observer.progressed(at, figures)
             asked = asked or not evaluate(at)
             if at % run.checkpoint_period == 0 or at == run.steps or asked:
-                watchdog.doing(f"the checkpoint of step {at}, or for the one before it to be written")
                 with window.paused():  # has read the step's figures: what is not finite is never saved
+                    watchdog.doing(f"the checkpoint of step {at}, or for the one before it to be written")
                     log.sync()
                     saved.save(at, train_state, batches, config_text, window.unfinished)
                 observer.saved(at)

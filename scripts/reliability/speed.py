@@ -1,5 +1,6 @@
 """What being safe costs: seeking, saving, the ledger's hash, caching."""
 
+import itertools
 import statistics
 import subprocess
 import sys
@@ -50,25 +51,38 @@ def seek(place: Path) -> Rows:
 
 
 class _Saves:
-    """An observer that times saves: how long the loop stood still, and when the files were there."""
+    """An observer that times saves: what they cost the loop, and when the files were there."""
 
     def __init__(self, model_dir: Path):
         self._model_dir = model_dir
-        self.stalls: list[float] = []
+        self.turns: list[float] = []  # when each began
+        self.saved_in: list[int] = []
         self.wholes: list[float] = []
         self.began = 0.0
+        self.stalls: list[float] = []
         self._waiting: list[threading.Thread] = []
 
     def doing(self, what: str) -> None:
         """As the watchdog is told."""
+        if what.startswith("step "):
+            self.turns.append(time.perf_counter())
         if what.startswith("the checkpoint of step"):
             self.began = time.perf_counter()
 
     def saved(self, at: int) -> None:
         self.stalls.append(time.perf_counter() - self.began)
+        self.saved_in.append(len(self.turns) - 1)
         thread = threading.Thread(target=self._wait_for, args=(at, self.began))
         thread.start()
         self._waiting.append(thread)
+
+    def costs(self, a_step: float) -> list[float]:
+        """How much longer each turn with a save and the next one took than two steps.
+
+        Two, because the loop is a step ahead of the device, and catches up before a save.
+        """
+        turns = [turn for turn in self.saved_in if turn + 2 < len(self.turns)]
+        return [self.turns[turn + 2] - self.turns[turn] - 2 * a_step for turn in turns]
 
     def _wait_for(self, at: int, began: float) -> None:
         while not (self._model_dir / DIRECTORY / str(at)).exists():
@@ -91,10 +105,10 @@ class _Saves:
 def save(place: Path) -> Rows:
     """How long the loop waits while a model is saved whose save takes many steps."""
     settings = {
-        "STEPS": 240, "BATCH_SIZE": 1, "lengths": {"targets": 32}, "shuffle_buffer": 100, "log_period": 59,
+        "STEPS": 360, "BATCH_SIZE": 1, "lengths": {"targets": 16}, "shuffle_buffer": 100, "log_period": 59,
         "eval_period": 10**6, "eval_batches": 1, "checkpoint_period": 60, "keep_checkpoints": 1,
         "optimizer": "@optim.AdamW()", "optim.AdamW.schedule": "@optim.Constant()",
-        "optim.Constant.peak": 1e-4, "decoder.DecoderConfig.embed_dim": 512,
+        "optim.Constant.peak": 1e-4, "decoder.DecoderConfig.embed_dim": 2048,
     }  # fmt: skip
     run = config.load(
         "runs/quickstart_causal_lm.gin", [f"{name} = {value}" for name, value in settings.items()]
@@ -103,15 +117,17 @@ def save(place: Path) -> Rows:
     observer = _Saves(model_dir)
     loop.train(run, "", model_dir, observer, lambda at: False, watchdog=observer)
     observer.join()
-    speeds = [line.get("steps_per_second") for line in records.read(model_dir / records.METRICS)]
-    a_step = 1 / statistics.median(speed for speed in speeds if speed)
+    turns = observer.turns
+    a_step = statistics.median(after - before for before, after in itertools.pairwise(turns))
     stall, whole = statistics.median(observer.stalls[:-1]), statistics.median(observer.wholes[:-1])
+    cost = statistics.median(observer.costs(a_step))
     size = sum(path.stat().st_size for path in (model_dir / DIRECTORY).rglob("*") if path.is_file())
     return [
         ("what", "time", "steps"),
         ("a step", ms(a_step), "1"),
         (f"a save of {size / 2**20:,.0f} MiB, until its files are there", ms(whole), f"{whole / a_step:.1f}"),
         ("of that, the loop stands still", ms(stall), f"{stall / a_step:.1f}"),
+        ("what two steps take longer", ms(cost), f"{cost / a_step:.1f}"),
     ]
 
 
