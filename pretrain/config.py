@@ -19,6 +19,7 @@ from pretrain.run import RunConfig
 from pretrain.settings import Settings
 
 FILE = "config.gin"
+_INCLUDE = re.compile("include '(.*)'")
 
 
 def shipped() -> Path:
@@ -40,13 +41,16 @@ def find(name: str | Path) -> Path:
 
 
 def load(path: str | Path, bindings: Sequence[str] = ()) -> RunConfig:
-    """The run that a gin file describes, with `bindings` ("NAME = VALUE") over it. Raises InputError.
+    """The run that a gin file describes, with `bindings` over it. Raises InputError.
 
-    A binding's name is a macro of the file (`STEPS`), a field of RunConfig (`steps`), or a full gin name
-    (`span_corruption.SpanCorruption.noise_density`).
+    A binding is "NAME = VALUE", where the name is a macro of the file (`STEPS`), a field of RunConfig
+    (`steps`) or a full gin name (`span_corruption.SpanCorruption.noise_density`); or "include 'FILE.gin'",
+    which stands above those.
 
     >>> load("runs/quickstart.gin", bindings=["steps = 10"]).steps
     10
+    >>> load("runs/quickstart.gin", bindings=["include 'meshes/gpu_8.gin'"]).mesh.fsdp
+    8
     """
     return load_with_text(path, bindings)[0]
 
@@ -57,7 +61,10 @@ def load_with_text(path: str | Path, bindings: Sequence[str] = ()) -> tuple[RunC
     _allow_imports_from(Path.cwd())
     settings = Settings(path, shipped())
     for binding in bindings:
-        settings.add_flag(binding, RunConfig)
+        if included := _INCLUDE.fullmatch(binding):
+            settings.add_file(included[1])
+        else:
+            settings.add_flag(binding, RunConfig)
     settings.check(RunConfig)
     settings.make_paths_absolute(RunConfig)
     gin.clear_config()

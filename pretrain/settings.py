@@ -109,11 +109,19 @@ class Settings:
         self.path = path
         self._shipped = shipped
         self._settings: list[Setting] = []
+        self._over: list[Setting] = []
         self._flags: list[Setting] = []
         self._imported: dict[str, Any] = {}
         self._imports: dict[str, str] = {}
         self._texts: list[str] = []
         self._read(path, _text(path) if text is None else text, ())
+
+    def add_file(self, name: str) -> None:
+        """Takes in a file over the run's, by path or as shipped. `check` wants all of it to be read."""
+        before = len(self._settings)
+        path = self._included(name, "The command line")
+        self._read(path, _text(path), ())
+        self._over += self._settings[before:]
 
     def _read(self, path: Path, text: str, above: Sequence[Path]) -> None:
         registered = False
@@ -149,9 +157,7 @@ class Settings:
         for path in (Path(name), self._shipped / name):
             if path.is_file():
                 return path
-        raise InputError(
-            f"{place}: no file {name!r} to include, as a path or in {self._shipped}; correct it."
-        )
+        raise InputError(f"{place}: there is no file {name!r}, as a path or in {self._shipped}; correct it.")
 
     def add_flag(self, binding: str, root: type) -> None:
         """Takes in a `NAME = VALUE`; NAME may be short, a macro or a field of `root`. Raises InputError."""
@@ -206,10 +212,11 @@ class Settings:
         for setting in [*self._settings, *self._flags]:
             _check_name(setting)
         read = self.read_by(root)
-        for flag in self._flags:
-            if flag.key not in read:
-                what = f"refers to {flag.selector}" if flag.argument else f"has the value %{flag.selector}"
-                raise InputError(f"{flag.place}: nothing in this run {what}; leave the flag out.")
+        for given in [*self._over, *self._flags]:
+            if given.key not in read:
+                what = f"refers to {given.selector}" if given.argument else f"has the value %{given.selector}"
+                which = "flag" if given in self._flags else "file"
+                raise InputError(f"{given.place}: nothing in this run {what}; leave the {which} out.")
 
     def at_default(self) -> set[str]:
         """The names of the settings that say what would be so without them."""

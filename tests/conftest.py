@@ -63,6 +63,12 @@ def _token_batch(family: str, seed: int = 0, packed: bool = False) -> dict[str, 
     return batch
 
 
+@pytest.fixture(scope="session")
+def tpu_compiler():
+    """Skips where the package of the TPU compiler is not installed."""
+    pytest.importorskip("libtpu")
+
+
 @pytest.fixture
 def tiny_config():
     return _tiny_config

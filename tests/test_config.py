@@ -70,6 +70,25 @@ def test_bindings_name_macros_fields_and_anything_else():
     assert config.load("runs/quickstart.gin", bindings=["STEPS = 5", "STEPS = 6"]).steps == 6
 
 
+def test_files_go_over_the_run_and_flags_over_them():
+    over = ["include 'meshes/gpu_8_tensor.gin'", "include 'models/t5_1_1_small.gin'"]
+    run = config.load("runs/quickstart.gin", [*over, "mesh.MeshConfig.fsdp = 2", "STEPS = 3"])
+    assert (run.mesh.fsdp, run.mesh.tensor, run.model.vocab_size, run.steps) == (2, 2, 32128, 3)
+    assert run.model.activation == "gelu"
+
+
+@pytest.mark.parametrize(
+    "name, said",
+    [
+        ("models/decoder_8b.gin", r"decoder_8b.gin, line 6: nothing in this run refers to decoder\.Decoder"),
+        ("meshes/v5e_3x3.gin", "The command line: there is no file 'meshes/v5e_3x3.gin'"),
+    ],
+)
+def test_a_file_that_is_of_no_use_is_refused(name, said):
+    with pytest.raises(InputError, match=said):
+        config.load("runs/quickstart.gin", [f"include '{name}'"])
+
+
 def test_a_binding_may_refer_to_what_the_file_does_not_use():
     bindings = [
         "optimizer = @optim.AdamW()",

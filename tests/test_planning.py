@@ -1,7 +1,6 @@
 """A plan says what the program does, for devices that are here and for some that are not."""
 
 import dataclasses
-import importlib.util
 
 import jax
 import numpy as np
@@ -162,19 +161,12 @@ def test_without_the_compiler_its_package_is_named(monkeypatch):
         V5E.devices()
 
 
-needs_compiler = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="libtpu is made for Linux on x86-64 alone"
-)
-
-
-@needs_compiler
-def test_a_shape_that_the_compiler_does_not_know_is_refused():
+def test_a_shape_that_the_compiler_does_not_know_is_refused(tpu_compiler):
     with pytest.raises(InputError, match="knows no --topology v5e:3x5"):
         Topology("v5e:3x5").devices()
 
 
-@needs_compiler
-def test_a_tpu_slice(tiny_run):
+def test_a_tpu_slice(tiny_run, tpu_compiler):
     made = planning.plan(tiny_run(mesh=MeshConfig(data=2, fsdp=2), model={"dtype": "bfloat16"}), V5E)
     assert (made.devices, made.mesh["fsdp"]) == (4, 2)
     assert made.flops == made.model_flops
@@ -185,8 +177,7 @@ def test_a_tpu_slice(tiny_run):
     assert 0 < made.utilisation < 1
 
 
-@needs_compiler
-def test_two_slices_exchange_over_their_own_network(tiny_run):
+def test_two_slices_exchange_over_their_own_network(tiny_run, tpu_compiler):
     made = planning.plan(tiny_run(mesh=MeshConfig(replica=2, data=1, fsdp=4)), Topology("v5e:2x2", slices=2))
     between = [each for each in made.cost.collectives if each.between_slices]
     assert {each.kind for each in between} == {"all-reduce"}
@@ -196,8 +187,7 @@ def test_two_slices_exchange_over_their_own_network(tiny_run):
         planning.plan(tiny_run(), Topology("v5e:2x2", slices=2))
 
 
-@needs_compiler
-def test_what_does_not_fit_says_by_how_much_and_what_would(tiny_run):
+def test_what_does_not_fit_says_by_how_much_and_what_would(tiny_run, tpu_compiler):
     """One device's activations of 20 layers: 16 GiB are not enough, unless they are computed again."""
     run = tiny_run(
         model={"num_layers": 20, "embed_dim": 1024, "mlp_dim": 4096}, batch_size=64, lengths={"targets": 1024}

@@ -19,21 +19,23 @@ GIN_CONTEXT = {"ignore_unknown_options": True, "allow_extra_args": True}
 
 
 def gin_arguments(function: Callable) -> Callable:
-    """Lets a command take any number of --gin.NAME=VALUE (or --gin.NAME VALUE)."""
-    return click.argument("gin_flags", nargs=-1, type=click.UNPROCESSED, metavar="[--gin.NAME=VALUE]...")(
-        function
-    )
+    """Lets a command take any number of --gin.NAME=VALUE (or --gin.NAME VALUE), and of gin files."""
+    metavar = "[OVER.gin]... [--gin.NAME=VALUE]..."
+    return click.argument("gin_flags", nargs=-1, type=click.UNPROCESSED, metavar=metavar)(function)
 
 
 def bindings(flags: tuple[str, ...]) -> list[str]:
-    """`NAME = VALUE` for each gin flag.
+    """`NAME = VALUE` for each gin flag, and an include for each file whose settings go over the run's.
 
-    >>> bindings(("--gin.STEPS=10", "--gin.SEED", "3"))
-    ['STEPS = 10', 'SEED = 3']
+    >>> bindings(("meshes/gpu_8.gin", "--gin.STEPS=10", "--gin.SEED", "3"))
+    ["include 'meshes/gpu_8.gin'", 'STEPS = 10', 'SEED = 3']
     """
     result, rest = [], list(flags)
     while rest:
         flag = rest.pop(0)
+        if flag.endswith(".gin") and not flag.startswith("-"):
+            result.append(f"include '{flag}'")
+            continue
         if not flag.startswith("--gin."):
             raise InputError(
                 f"Unexpected argument {flag!r}: settings are given as --gin.NAME=VALUE, options as -h shows."

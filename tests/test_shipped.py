@@ -1,0 +1,78 @@
+"""Every gin file that comes with the package makes a run whose train step can be lowered."""
+
+import math
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from pretrain import config, pipeline
+from pretrain.parallel import sharding
+from pretrain.parallel.topologies import Topology
+from pretrain.training import state, step
+
+FAMILIES = {"t5": "runs/c4_t5_1_1_base.gin", "decoder": "runs/c4_causal_lm_1b.gin"}
+PARAMETERS = {  # of the public checkpoints of T5 1.1
+    "t5_1_1_small": 76_961_152, "t5_1_1_base": 247_577_856, "t5_1_1_large": 783_150_080,
+    "t5_1_1_xl": 2_849_757_184, "t5_1_1_xxl": 11_135_332_352,
+}  # fmt: skip
+NOMINAL = {"decoder_125m": 125e6, "decoder_350m": 350e6, "decoder_1b": 1e9, "decoder_8b": 8e9}
+
+
+def shipped(directory: str) -> list[str]:
+    return sorted(path.stem for path in (config.shipped() / directory).glob("*.gin"))
+
+
+def load(run_file: str, *over: str):
+    bindings = [f"include '{directory}.gin'" for directory in over]
+    if Path(run_file).name.startswith("c4"):
+        bindings.append("c4.task.vocabulary = None")  # bytes: the model's ids are more, and that is enough
+    if Path(run_file).name.startswith("text_files"):
+        bindings.append("FILES = 'corpus.txt'")
+    return config.load(run_file, bindings)
+
+
+def lowered(run, devices=None) -> tuple[jax.stages.Lowered, int]:
+    """The train step of `run`, and the number of its parameters."""
+    mesh = run.mesh.build(devices)
+    run.check_batch(mesh)
+    with sharding.layout(mesh, run.rules):
+        programs = step.programs(run, np.zeros(run.model.vocab_size, np.int32))
+        abstract = programs.abstract_state()
+        return (
+            programs.train_step.lower(abstract, pipeline.abstract_batch(run, mesh)),
+            state.count(abstract.params),
+        )
+
+
+@pytest.mark.parametrize("name", shipped("runs"))
+def test_every_run_lowers(name):
+    assert "dot_general" in lowered(load(f"runs/{name}.gin"))[0].as_text()
+
+
+@pytest.mark.parametrize("name", shipped("models"))
+def test_every_model_lowers_and_has_the_size_that_its_name_says(name):
+    run = load(FAMILIES[name.partition("_")[0]], f"models/{name}", "meshes/gpu_8")
+    program, parameters = lowered(run)
+    assert "dot_general" in program.as_text()
+    assert parameters == PARAMETERS.get(name, parameters)
+    assert parameters == pytest.approx(NOMINAL.get(name, parameters), rel=0.15)
+
+
+@pytest.mark.parametrize("name", [name for name in shipped("meshes") if name.startswith("v")])
+def test_every_mesh_of_a_slice_is_one_of_its_chips(name, tpu_compiler):
+    devices = Topology(name.replace("_", ":")).devices()
+    run = load("runs/c4_t5_1_1_base.gin", f"meshes/{name}")
+    assert math.prod(run.mesh.sizes(len(devices)).values()) == len(devices)
+    assert "dot_general" in lowered(run, devices)[0].as_text()
+
+
+def test_the_mesh_of_two_slices(tpu_compiler):
+    run = load("runs/c4_t5_1_1_base.gin", "meshes/two_slices")
+    assert "dot_general" in lowered(run, Topology("v5e:2x4", slices=2).devices())[0].as_text()
+
+
+@pytest.mark.parametrize("name", [name for name in shipped("meshes") if name.startswith("gpu")])
+def test_every_mesh_of_gpus_takes_eight(name):
+    assert "dot_general" in lowered(load("runs/c4_causal_lm_1b.gin", f"meshes/{name}"))[0].as_text()
