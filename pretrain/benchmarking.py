@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -319,7 +320,10 @@ class _LoopRounds:
     def saved(self, step: int) -> None:
         """Never happens."""
 
-    def warned(self, message: str) -> None:
+    def happened(self, event: str, fields: Mapping[str, Any]) -> None:
+        """Compiled; nothing is traced."""
+
+    def said(self, message: str) -> None:
         """Never happens: there is no checkpoint to be wrong."""
 
     def warm_started(self, plan: Plan) -> None:

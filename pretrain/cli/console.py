@@ -1,6 +1,7 @@
 """What a person sees of a training run: a table, then a bar on a terminal or plain lines elsewhere."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -103,7 +104,16 @@ class ConsoleObserver:
         if not self._bar:
             self._say(f"step {step:,} checkpoint")
 
-    def warned(self, message: str) -> None:
+    def happened(self, event: str, fields: Mapping[str, Any]) -> None:
+        if event == "compiled":
+            found = ", found in the compilation cache" if fields["cached"] else ""
+            self._say(f"compiled in {duration(fields['seconds'])}{found}")
+        if event == "traced":
+            self._say(
+                f"traced steps are in {fields['directory']}: tensorboard --logdir {fields['directory']}"
+            )
+
+    def said(self, message: str) -> None:
         self._say(message)
 
     def warm_started(self, plan: Plan) -> None:

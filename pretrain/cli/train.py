@@ -22,12 +22,15 @@ from pretrain.errors import InputError
     "--stall-seconds", type=click.FloatRange(min=0, min_open=True),
     help="Print all stacks when the run waits for one thing so long.  [default: never]",
 )  # fmt: skip
+@click.option(
+    "--profile", metavar="A:B", help="Write an XLA trace of steps A to B-1 for TensorBoard."
+)
 @click.option("--end-on-stall", is_flag=True, help="And end with code 1, for a supervisor to start it again.")
 @options.of_processes
 @options.gin_arguments
 def command(
     run_file: str, model_dir: Path, allow_config_change: bool, skip_steps: str | None,
-    stall_seconds: float | None, end_on_stall: bool, gin_flags: tuple[str, ...],
+    stall_seconds: float | None, profile: str | None, end_on_stall: bool, gin_flags: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Train RUN.gin in a model dir; the same command again goes on where it stopped, bit for bit.
 
@@ -35,7 +38,8 @@ def command(
     Example:
       pretrain train runs/quickstart.gin --model-dir /tmp/quickstart --gin.STEPS=200
     """
-    skipped = None if skip_steps is None else steps_range(skip_steps)
+    skipped = None if skip_steps is None else steps_range("--skip-steps", skip_steps)
+    profiled = None if profile is None else steps_range("--profile", profile)
     if end_on_stall and stall_seconds is None:
         raise InputError("--end-on-stall needs --stall-seconds, how long a stall is; give both.")
     from rich.console import Console
@@ -68,7 +72,10 @@ def command(
     observer = ConsoleObserver(console)
     try:
         with Stop() as stop, Watchdog(stall_seconds, ends=end_on_stall) as watchdog:
-            last = loop.train(run, text, model_dir, observer, stop, watchdog=watchdog, skip_steps=skipped)
+            last = loop.train(
+                run, text, model_dir, observer, stop,
+                watchdog=watchdog, skip_steps=skipped, profile=profiled,
+            )  # fmt: skip
     except (Diverged, NotSaved, records.NotWritten) as error:
         observer.stop()
         kept = _what_is_left(model_dirs.latest_step(model_dir))
@@ -93,15 +100,13 @@ def _what_is_left(step: int) -> str:
     return f"The last good checkpoint, of step {step}, is kept" if step else "There was no checkpoint yet"
 
 
-def steps_range(text: str) -> range:
+def steps_range(flag: str, text: str) -> range:
     """The steps that "A:B" names, B not among them. Raises InputError.
 
-    >>> steps_range("1200:1250")
+    >>> steps_range("--profile", "1200:1250")
     range(1200, 1250)
     """
     first, colon, last = text.partition(":")
     if not (colon and first.isdigit() and last.isdigit() and 0 < int(first) < int(last)):
-        raise InputError(
-            f"--skip-steps is {text!r}; write A:B for the steps from A to B-1, such as 1200:1250."
-        )
+        raise InputError(f"{flag} is {text!r}; write A:B for the steps from A to B-1, such as 1200:1250.")
     return range(int(first), int(last))

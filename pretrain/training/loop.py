@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 
@@ -16,7 +16,7 @@ from pretrain.checkpointing import Checkpoints, Damaged, NotSaved
 from pretrain.errors import InputError
 from pretrain.parallel import processes, sharding
 from pretrain.run import RunConfig
-from pretrain.training import loading, model_dirs, records, skips, state, step
+from pretrain.training import loading, model_dirs, profiling, records, skips, state, step
 from pretrain.training.state import TrainState
 from pretrain.training.watchdog import Watchdog
 from pretrain.training.window import Window
@@ -33,7 +33,8 @@ class Observer(Protocol):
     def progressed(self, step: int, figures: Mapping[str, float]) -> None: ...
     def evaluated(self, step: int, figures: Mapping[str, float]) -> None: ...
     def saved(self, step: int) -> None: ...
-    def warned(self, message: str) -> None: ...
+    def happened(self, event: str, fields: Mapping[str, Any]) -> None: ...
+    def said(self, message: str) -> None: ...
     def warm_started(self, plan: Plan) -> None: ...
 
 
@@ -60,6 +61,7 @@ def train(
     *,
     watchdog: Watchdog | None = None,
     skip_steps: range | None = None,
+    profile: range | None = None,
 ) -> int:
     """Trains from the newest checkpoint in `model_dir` (or from scratch) to `run.steps`.
 
@@ -68,6 +70,7 @@ def train(
             says so, the run is saved and left. An evaluation that was left is made when the run goes on.
         watchdog: told what the loop waits for.
         skip_steps: go back to before these steps, and leave out what they were fed.
+        profile: steps to trace.
 
     Returns:
         The last step.
@@ -91,10 +94,12 @@ def train(
                 f"RunConfig.steps is {run.steps}, but the run in {model_dir} has made {done} and did not end "
                 f"there: give at least {done}, or another --model-dir."
             )
+        if profile:
+            profiling.check(profile, done, run.steps)
         while True:
             try:
                 watched = watchdog or Watchdog()
-                return _train(run, config_text, model_dir, mesh, observer, stop, watched)
+                return _train(run, config_text, model_dir, mesh, observer, stop, watched, profile)
             except Diverged as bad:
                 _roll_back(run, model_dir, bad, observer)
 
@@ -109,7 +114,7 @@ def _go_back(run: RunConfig, model_dir: Path, steps: range, observer: Observer) 
     """To before these steps, leaving out what they were fed, if the checkpoint there is sound."""
     asked = skips.asked(model_dir, steps, records.read(model_dir / records.LEDGER))
     if asked is None:
-        observer.warned(
+        observer.said(
             f"--skip-steps {steps.start}:{steps.stop} was done before; name more steps to leave out what "
             "they are fed now."
         )
@@ -122,7 +127,7 @@ def _go_back(run: RunConfig, model_dir: Path, steps: range, observer: Observer) 
                 f"{error} --skip-steps would go back to it: name steps that another one is before, or bring "
                 "back a copy."
             ) from error
-    observer.warned(skips.go_back(model_dir, asked))
+    observer.said(skips.go_back(model_dir, asked))
     processes.sync("later checkpoints are out of the way")
 
 
@@ -137,12 +142,12 @@ def _roll_back(run: RunConfig, model_dir: Path, bad: Diverged, observer: Observe
     processes.sync("all know how often the run was rolled back")
     first = checkpointing.position(model_dir, done)
     skips.leave_out(model_dir, range(first, bad.batch + 1), why=str(bad), rolled_back_to=done)
-    observer.warned(f"{bad} Going back to step {done} and leaving out {bad.batch + 1 - first} batches.")
+    observer.said(f"{bad} Going back to step {done} and leaving out {bad.batch + 1 - first} batches.")
 
 
 def _train(
     run: RunConfig, config_text: str, model_dir: Path, mesh: jax.sharding.Mesh,
-    observer: Observer, stop: Callable[[int], bool], watchdog: Watchdog,
+    observer: Observer, stop: Callable[[int], bool], watchdog: Watchdog, profile: range | None,
 ) -> int:  # fmt: skip
     """`train`, once what is left out is known, until it is done, stopped or meets a bad step."""
     processes.sync("what is left out is written")
@@ -160,9 +165,7 @@ def _train(
         if model_dirs.latest_step(model_dir):
             saved = stack.enter_context(_checkpoints(run, model_dir))
             anew = named_leaves({"recent": jax.jit(run.bad_steps.empty)()})
-            done, train_state = saved.restore_newest(
-                programs.abstract_state(), batches, observer.warned, anew
-            )
+            done, train_state = saved.restore_newest(programs.abstract_state(), batches, observer.said, anew)
             batch, unfinished = next(batches), saved.window(done)
         else:
             done, batch, unfinished = 0, next(batches), []
@@ -183,7 +186,7 @@ def _train(
         facts = describe(run, model_dir, done, state.count(train_state.params), mesh)
         observer.started(facts)
         if (warmup := getattr(run.optimizer.schedule, "warmup_steps", 0)) > run.steps:
-            observer.warned(f"The warm-up takes {warmup:,} steps, and the run has {run.steps:,}.")
+            observer.said(f"The warm-up takes {warmup:,} steps, and the run has {run.steps:,}.")
         for skip in skips.unsaid(model_dir, history.events):
             log.event(done, "left out", **skip)
         window = Window(run, facts.flops_per_step, log, unfinished, history.bad_in_a_row())
@@ -206,6 +209,12 @@ def _train(
             observer.evaluated(at, figures)
             return True
 
+        def told(step: int, event: str, **fields: Any) -> None:
+            log.event(step, event, **fields)
+            observer.happened(event, fields)
+
+        profiled = profiling.Profiled(programs.train_step, model_dir / records.BOARD, profile, told)
+        stack.enter_context(contextlib.closing(profiled))
         at = done
         asked = not (history.evaluated(done) or evaluate(done))  # a run that was asked to stop left it
 
@@ -213,7 +222,7 @@ def _train(
         while at < run.steps and not asked:
             at += 1
             watchdog.doing(f"step {at}, or for the one before it to end")
-            train_state, sums = programs.train_step(train_state, pipeline.to_devices(batch, mesh, run.rules))
+            train_state, sums = profiled(at, train_state, pipeline.to_devices(batch, mesh, run.rules))
             window.push(at, sums, batches.position - 1)
             asked = stop(at)
             if at % run.log_period == 0 or at == run.steps:

@@ -15,6 +15,7 @@ from pretrain import config, optim
 from pretrain.objectives import CausalLM
 from pretrain.parallel.mesh import MeshConfig
 from pretrain.run import RunConfig
+from pretrain.training import loop
 
 
 def _corpus() -> seqio.Task:
@@ -36,7 +37,7 @@ class Watcher:
     """An observer that remembers."""
 
     def __init__(self):
-        self.warnings, self.plans, self.saves = [], [], []
+        self.warnings, self.plans, self.saves, self.events = [], [], [], []
 
     def started(self, facts): ...
     def progressed(self, step, figures): ...
@@ -44,7 +45,10 @@ class Watcher:
     def saved(self, step):
         self.saves.append(step)
 
-    def warned(self, message):
+    def happened(self, event, fields):
+        self.events.append((event, fields))
+
+    def said(self, message):
         self.warnings.append(message)
 
     def warm_started(self, plan):
@@ -77,6 +81,14 @@ def make_run(tiny_config):
         return RunConfig(**{**settings, **changes})
 
     return make
+
+
+@pytest.fixture
+def train(tmp_path, watcher):
+    def run(config, name="model", **settings) -> int:
+        return loop.train(config, "config", tmp_path / name, watcher, lambda step: False, **settings)
+
+    return run
 
 
 @pytest.fixture

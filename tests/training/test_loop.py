@@ -32,14 +32,6 @@ def programs_are_shared(monkeypatch):
     monkeypatch.setattr(step, "programs", programs)
 
 
-@pytest.fixture
-def train(tmp_path, watcher):
-    def run(config, name="model", **settings) -> int:
-        return loop.train(config, "config", tmp_path / name, watcher, lambda step: False, **settings)
-
-    return run
-
-
 def hash_of(batch) -> str:
     return hexadecimal(_hash(batch))
 

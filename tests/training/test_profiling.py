@@ -1,0 +1,43 @@
+"""A trace holds the steps that were asked for; how long the compiler took is told."""
+
+import jax
+import pytest
+
+from pretrain.errors import InputError
+from pretrain.training import records
+
+
+def steps_in(path) -> set[int]:
+    """The numbers of the train steps of a trace."""
+    found = set()
+    for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
+        for line in plane.lines:
+            for event in line.events:
+                if event.name == "train":
+                    found.add(dict(event.stats)["step_num"])
+    return found
+
+
+def test_a_trace_holds_its_steps_and_no_others(make_run, train, tmp_path, watcher):
+    train(make_run(steps=6), profile=range(3, 5))
+    (trace,) = (tmp_path / "model" / records.BOARD).glob("plugins/profile/*/*.xplane.pb")
+    assert steps_in(trace) == {3, 4}
+    lines = records.read(tmp_path / "model" / records.METRICS)
+    events = {line["event"]: line for line in lines if line["kind"] == "event"}
+    assert (events["traced"]["first"], events["traced"]["step"]) == (3, 4)
+    assert events["compiled"]["step"] == 1 and events["compiled"]["seconds"] > 0
+    assert [name for name, _ in watcher.events] == ["compiled", "traced"]
+
+
+def test_a_trace_to_the_last_step_ends_with_the_run(make_run, train, tmp_path):
+    train(make_run(steps=2), profile=range(2, 3))
+    (trace,) = (tmp_path / "model" / records.BOARD).glob("plugins/profile/*/*.xplane.pb")
+    assert steps_in(trace) == {2}
+
+
+def test_steps_that_are_not_to_come_are_refused(make_run, train):
+    train(make_run(steps=4))
+    for steps in (range(3, 6), range(10, 14)):
+        with pytest.raises(InputError, match=r"the steps to come are 5 to 12: name some of them"):
+            train(make_run(steps=12), profile=steps)
+    assert train(make_run(steps=12), profile=range(5, 6)) == 12
