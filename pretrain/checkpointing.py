@@ -6,10 +6,12 @@ writes into a temporary directory and renames it: one with a number for a name w
 """
 
 import dataclasses
+import errno
 import functools
 import json
+import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -26,6 +28,7 @@ from pretrain.fingerprint import fingerprint
 from pretrain.indexed import IndexedBatches
 from pretrain.parallel import processes
 from pretrain.pipeline import Batches as StreamedBatches
+from pretrain.pipeline import read_iterator
 from pretrain.trees import named_leaves, with_leaves
 
 Batches = StreamedBatches | IndexedBatches
@@ -52,9 +55,9 @@ class _FilesHandler(ocp.AsyncCheckpointHandler):
 
     async def async_save(self, directory: epath.Path, args: "_FilesSave") -> list[ocp.future.Future]:
         async def write() -> None:
-            args.write(Path(directory))
+            for path in args.write(Path(directory)):
+                _sync(path)
 
-        # Orbax makes the directory in the background too, and this future waits for it.
         return [ocp.future.CommitFutureAwaitingContractedSignals(write(), name="files")]
 
     def save(self, directory: epath.Path, args: ocp.args.CheckpointArgs) -> None:
@@ -67,7 +70,13 @@ class _FilesHandler(ocp.AsyncCheckpointHandler):
 @ocp.args.register_with_handler(_FilesHandler, for_save=True, for_restore=True)
 @dataclasses.dataclass
 class _FilesSave(ocp.args.CheckpointArgs):
-    write: Callable[[Path], None]
+    write: Callable[[Path], Iterable[Path]]  # into a directory; returns its files
+
+
+def _sync(path: Path) -> None:
+    """Its contents survive a loss of power; TensorStore does as much for the arrays."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 class _Manager(ocp.CheckpointManager):
@@ -100,6 +109,8 @@ class Checkpoints:
                 create=not read_only,
                 read_only=read_only,
                 cleanup_tmp_directories=not read_only,
+                # Where one cannot be made in the background, others wait for it, for five minutes.
+                async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
             ),
         )
 
@@ -124,7 +135,7 @@ class Checkpoints:
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
-                    data=_FilesSave(lambda directory: write_position(_position_file(directory))),
+                    data=_FilesSave(functools.partial(_write_position, write=write_position)),
                     config=_FilesSave(functools.partial(_write_about, about=about, sums=sums)),
                 ),
             )
@@ -202,7 +213,10 @@ class Checkpoints:
         """Raises Damaged if its position, or what it has of these arrays, is not what was saved."""
         with self._reading(step) as path:
             stored = _stored_shapes(path)
-            positions.read(_any_position(path / "data"))
+            for place in (path / "data").glob("iterator_*.json"):
+                positions.read(place.with_suffix(""))
+            for place in (path / "data").glob("iterator_*.index"):
+                read_iterator(place.with_suffix(""))
         known = named_leaves(abstract_state).items()
         self.restore_some(step, {name: leaf for name, leaf in known if stored.get(name) == leaf.shape})
 
@@ -272,6 +286,11 @@ class Checkpoints:
                 f"The checkpoint {which} could not be saved in {self.directory} ({_reason(error)})."
             ) from error
 
+    def check_saved(self) -> None:
+        """Raises NotSaved if a save that has begun failed since; waits for none."""
+        with self._saving():
+            self._manager.check_for_errors()
+
     def wait(self) -> None:
         """Returns when everything that was saved is on disk; raises NotSaved if something was not."""
         with self._saving():
@@ -296,11 +315,19 @@ def about(path: Path) -> dict[str, Any]:
     return said
 
 
-def _write_about(directory: Path, about: Mapping[str, Any], sums: Mapping[str, jax.Array]) -> None:
-    if jax.process_index() == 0:
-        fingerprint = {name: int(value) for name, value in jax.device_get(sums).items()}
-        said = {**about, "fingerprint": fingerprint}
-        (directory / ABOUT.name).write_text(json.dumps({**said, "checksum": checksum_of(said)}))
+def _write_about(directory: Path, about: Mapping[str, Any], sums: Mapping[str, jax.Array]) -> list[Path]:
+    if jax.process_index() != 0:
+        return []
+    said = {**about, "fingerprint": {name: int(value) for name, value in jax.device_get(sums).items()}}
+    path = directory / ABOUT.name
+    path.write_text(json.dumps({**said, "checksum": checksum_of(said)}))
+    return [path]
+
+
+def _write_position(directory: Path, write: Callable[[Path], None]) -> Iterable[Path]:
+    place = _position_file(directory)
+    write(place)
+    return directory.glob(f"{place.name}*")
 
 
 def _item(path: Path, name: str) -> epath.Path:
@@ -326,8 +353,9 @@ def _restore_data(directory: Path, batches: Batches) -> None:
     if counts and jax.process_count() not in counts:
         raise InputError(
             f"{directory} holds the data positions of {min(counts)} process(es), but this run has "
-            f"{jax.process_count()}, and in a stream each has its own: start {min(counts)}, "
-            "or train from a store, which any number may read (`pretrain cache`)."
+            f"{jax.process_count()}, and in a stream each has its own: start {min(counts)} to keep all, or "
+            "keep the parameters alone: in a new --model-dir, with this one as RunConfig.warm_start, read a "
+            "store (`pretrain cache`), with which any number of processes goes on."
         )
     batches.restore(_position_file(directory))
 
@@ -375,7 +403,7 @@ def _is_no_damage(error: BaseException) -> bool:
     if isinstance(error, InputError | MemoryError | jax.errors.JaxRuntimeError):
         return True
     if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
-        return error.errno is not None
+        return error.errno not in (None, errno.EIO)  # a sector that cannot be read does not heal
     return bool(_MAY_PASS.search(str(error)))  # of TensorStore and TensorFlow, which have codes of their own
 
 

@@ -26,7 +26,6 @@ from pretrain.run import RunConfig
 
 Batch = Mapping[str, np.ndarray]
 
-_DISK_ERRORS = (tf.errors.ResourceExhaustedError, tf.errors.PermissionDeniedError, tf.errors.UnknownError)
 _STATE = {"tensor_names": ["iterator"], "shape_and_slices": [""]}  # of an iterator in TensorFlow's files
 
 
@@ -77,7 +76,8 @@ def batches(
     dataset = examples(run, split, training=training, shard=shard).batch(rows, drop_remainder=training)
     dataset = dataset.prefetch(4).with_options(reading.options())
     name = f"split {split!r} of task {run.corpus().name!r}"
-    return Batches(dataset, rows, name, identity(run, split), skips)
+    what = identity(run, split) | {"the share of a process": f"{index} of {count}"}
+    return Batches(dataset, rows, name, what, skips)
 
 
 def identity(run: RunConfig, split: str) -> dict[str, str]:
@@ -165,7 +165,7 @@ class Batches(Iterator[Batch]):
         def write(path: Path) -> None:
             try:
                 tf.raw_ops.SaveV2(prefix=str(path), tensors=[state], **_STATE)
-            except _DISK_ERRORS as error:
+            except tf.errors.OpError as error:
                 raise OSError(error.message) from error
             positions.write(path, position, self._identity)
 
@@ -178,9 +178,8 @@ class Batches(Iterator[Batch]):
         """
         position = positions.read(path, self._identity)
         try:
-            (state,) = tf.raw_ops.RestoreV2(prefix=str(path), dtypes=[tf.variant], **_STATE)
             tf.raw_ops.DeserializeIterator(
-                resource_handle=self._iterator._iterator_resource, serialized=state
+                resource_handle=self._iterator._iterator_resource, serialized=read_iterator(path)
             )
         except tf.errors.NotFoundError as error:
             # TensorFlow saves the dataset with the position, the paths of its files included.
@@ -193,6 +192,11 @@ class Batches(Iterator[Batch]):
             ) from error
         self._started = True
         self.position = position
+
+
+def read_iterator(path: Path) -> tf.Tensor:
+    """What `Batches.snapshot` wrote of the iterator. Raises one of tf.errors if it is not as written."""
+    return tf.raw_ops.RestoreV2(prefix=str(path), dtypes=[tf.variant], **_STATE)[0]
 
 
 def _padded(value: np.ndarray, rows: int) -> np.ndarray:

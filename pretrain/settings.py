@@ -352,6 +352,8 @@ def _absolute(value: Any) -> Any:
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); make it readable.") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not text ({error.reason}); give a gin file.") from error
 

@@ -273,11 +273,10 @@ class Launch:
             return InputError(why)
         return RunFailed(f"The run failed. {why} What it printed is in {self._logs[index]}.")
 
-    def kill(self, indices: Iterable[int]) -> None:
-        """Ends these with SIGKILL, if they have not ended."""
+    def kill(self, indices: Iterable[int]) -> bool:
+        """Ends these with SIGKILL; whether it was that which ended them."""
         self.send(signal.SIGKILL, indices)
-        for index in indices:
-            self._processes[index].wait()
+        return {self._processes[index].wait() for index in indices} == {-signal.SIGKILL}
 
     def send(self, number: signal.Signals, indices: Iterable[int]) -> None:
         for index in indices:
@@ -348,10 +347,12 @@ def _killed(
     return None
 
 
-def _kill(launch: Launch, sight: Sight, aim: Aim, by: signal.Signals) -> Kill:
+def _kill(launch: Launch, sight: Sight, aim: Aim, by: signal.Signals) -> Kill | None:
+    """None if the run came to its end before."""
     began = time.monotonic()
     if by == signal.SIGKILL:
-        launch.kill(aim.whom)
+        if not launch.kill(aim.whom):
+            return None
         hit, step = sight.look()
         launch.wait(GRACE)
     else:

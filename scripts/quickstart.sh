@@ -21,9 +21,9 @@ trap 'exit 130' INT  # a training run stopped with Ctrl-C has saved; do not go o
 cat <<EOF
 
 What to try next
-  your own text:  $pretrain train runs/text_files.gin --gin.FILES="'/path/*.txt'" --model-dir runs/mine
-  fill a gap:     $pretrain generate "$model_dir" --prompt 'for i in <extra_id_0>(10):'
-  see the data:   $pretrain inspect runs/quickstart.gin
-  the curves:     $(pwd)/.venv/bin/tensorboard --logdir "$model_dir/tensorboard"
-  a decoder:      $pretrain train runs/quickstart_causal_lm.gin --model-dir runs/causal
+  your own text:  "$pretrain" train runs/text_files.gin --gin.FILES="'/path/*.txt'" --model-dir runs/mine
+  fill a gap:     "$pretrain" generate "$model_dir" --prompt 'for i in <extra_id_0>(10):'
+  see the data:   "$pretrain" inspect runs/quickstart.gin
+  the curves:     "$(pwd)/.venv/bin/tensorboard" --logdir "$model_dir/tensorboard"
+  a decoder:      "$pretrain" train runs/quickstart_causal_lm.gin --model-dir runs/causal
 EOF

@@ -13,11 +13,11 @@ from pretrain.parallel.mesh import MeshConfig
 from pretrain.pipeline import Batches
 
 
-def batches(repeats=None, identity="of this") -> Batches:
+def batches(repeats=None, identity="of this", share="0 of 1") -> Batches:
     dataset = (
         tf.data.Dataset.range(40).shuffle(10, seed=1).map(lambda i: {"x": i[None]}).batch(2).repeat(repeats)
     )
-    return Batches(dataset, 2, "test", {"the text": identity})
+    return Batches(dataset, 2, "test", {"the text": identity, "the share of a process": share})
 
 
 def state(value: float):
@@ -56,6 +56,16 @@ def test_a_position_in_other_data_is_refused(tmp_path):
     with pytest.raises(InputError, match="position in other data, since the text changed"):
         saved.restore(1, abstract, batches(identity="of that"))
     assert saved.restore(1, abstract, batches())["step"] == 3
+    saved.close()
+
+
+def test_another_share_of_the_data_is_another_place(tmp_path):
+    """As many processes may read other shares, where the mesh is another."""
+    saved = checkpointing.Checkpoints(tmp_path)
+    saved.save(1, state(3.0), batches(share="1 of 4"), "text")
+    saved.wait()
+    with pytest.raises(InputError, match="since the share of a process changed"):
+        saved.restore(1, jax.eval_shape(lambda: state(0.0)), batches(share="1 of 2"))
     saved.close()
 
 

@@ -1,6 +1,7 @@
 """pretrain benchmark"""
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,8 +66,8 @@ def train(run_file: str, steps: int, warmup: int, json_file: Path | None, gin_fl
     from pretrain import benchmarking, config
     from pretrain.errors import InputError
 
-    if json_file and not json_file.absolute().parent.is_dir():
-        raise InputError(f"--json {json_file}: {json_file.parent} is not a directory; make it first.")
+    if json_file and not os.access(json_file.absolute().parent, os.W_OK):
+        raise InputError(f"--json {json_file}: {json_file.parent} is no directory to write to; make it one.")
     run = config.load(run_file, options.bindings(gin_flags))
     console = Console(highlight=False)
     with console.status("starting") as status:

@@ -7,6 +7,7 @@ was wrong, said in one sentence.
 import importlib
 import os
 import sys
+import traceback
 
 import click
 
@@ -67,7 +68,7 @@ def main() -> None:
         sys.exit(2)
     except (InputError, click.ClickException) as error:
         if debug:
-            raise
+            traceback.print_exc()
         click.echo(f"pretrain: {_sentence(error)}", err=True)
         sys.exit(2)
     except click.Abort:

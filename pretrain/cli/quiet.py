@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import tempfile
+from typing import Any
 
 
 def import_tensorflow() -> None:
@@ -28,6 +29,17 @@ def import_tensorflow() -> None:
             os.close(stderr)
 
 
+def _is_not_orbax(record: logging.LogRecord) -> bool:
+    """What fails in a save is also raised; Orbax logs it as well, pages for each of its threads."""
+    return f"{os.sep}orbax{os.sep}" not in record.pathname
+
+
+def _without_late_arrays(nobodys: Any) -> None:
+    """Where one array of a save fails, TensorStore has an exception for each that ends after it."""
+    if str(nobodys.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(nobodys)
+
+
 def quiet_logs() -> None:
     """Libraries speak when something is wrong, not to tell that it is not."""
     import_tensorflow()
@@ -37,5 +49,7 @@ def quiet_logs() -> None:
     if not sys.stderr.isatty():  # its bars draw over themselves, which a file cannot
         tfds.disable_progress_bar()
     absl.logging.set_verbosity(absl.logging.ERROR)
+    sys.unraisablehook = _without_late_arrays
+    logging.getLogger("absl").addFilter(_is_not_orbax)
     for name in ("absl", "orbax", "jax", "tensorflow", "tensorflow_datasets"):
         logging.getLogger(name).setLevel(logging.ERROR)

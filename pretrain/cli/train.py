@@ -22,9 +22,7 @@ from pretrain.errors import InputError
     "--stall-seconds", type=click.FloatRange(min=0, min_open=True),
     help="Print all stacks when the run waits for one thing so long.  [default: never]",
 )  # fmt: skip
-@click.option(
-    "--profile", metavar="A:B", help="Write an XLA trace of steps A to B-1 for TensorBoard."
-)
+@click.option("--profile", metavar="A:B", help="Write an XLA trace of steps A to B-1 for TensorBoard.")
 @click.option("--end-on-stall", is_flag=True, help="And end with code 1, for a supervisor to start it again.")
 @options.of_processes
 @options.gin_arguments

@@ -4,6 +4,7 @@
 examples: those are for its reader to choose.
 """
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -167,6 +168,8 @@ class _ShardReader:
     @functools.cached_property
     def _blocks(self) -> Any:
         path = str(self._blocks_path)
+        with contextlib.suppress(FileNotFoundError):
+            self._blocks_path.open("rb").close()  # too many open files are none to the library
         reader = array_record_module.ArrayRecordReader(
             path, _RANDOM_ACCESS, file_reader_buffer_size=_READ_BUFFER_BYTES
         )

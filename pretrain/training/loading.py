@@ -47,12 +47,18 @@ def warm_started(start: WarmStart, params: Params) -> tuple[Params, Plan]:
 
 def _chosen(step: int | None, steps: Sequence[int], model_dir: Path) -> int:
     """`step`, or the newest. Raises InputError if there is none."""
-    chosen = steps[-1] if step is None and steps else step
-    if chosen is None or chosen not in steps:
+    if not steps:
+        raise _untrained(model_dir)
+    chosen = steps[-1] if step is None else step
+    if chosen not in steps:
         raise InputError(
-            f"{model_dir} has no checkpoint of step {step}; it has {', '.join(map(str, steps)) or 'none'}."
+            f"{model_dir} has no checkpoint of step {step}; it has {', '.join(map(str, steps))}."
         )
     return chosen
+
+
+def _untrained(model_dir: Path) -> InputError:
+    return InputError(f"{model_dir} has no checkpoint yet; train it first, with `pretrain train`.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +80,7 @@ def opened(model_dir: Path, run: RunConfig, step: int | None = None) -> Iterator
     run.check()
     mesh = run.mesh.build()
     if not (model_dir / DIRECTORY).is_dir():
-        raise InputError(f"{model_dir} has no checkpoint yet; train it first, with `pretrain train`.")
+        raise _untrained(model_dir)
     with (
         contextlib.closing(Checkpoints(model_dir, read_only=True)) as checkpoints,
         sharding.layout(mesh, run.rules),

@@ -225,6 +225,7 @@ def _train(
             train_state, sums = profiled(at, train_state, pipeline.to_devices(batch, mesh, run.rules))
             window.push(at, sums, batches.position - 1)
             asked = stop(at)
+            saved.check_saved()
             if at % run.log_period == 0 or at == run.steps:
                 figures = window.close()
                 log.metrics(at, "train", figures)

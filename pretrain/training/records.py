@@ -150,6 +150,9 @@ class Records:
         """What was written survives a loss of power; a checkpoint is not to be ahead of its records."""
         self._metrics.sync()
         self._ledger.sync()
+        if self._writes:
+            with writing(self._board_path):
+                self._board.flush()
 
     def close(self) -> None:
         if self._writes:

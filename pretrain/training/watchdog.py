@@ -52,6 +52,10 @@ class Watchdog:
                 self._since = time.monotonic()  # once for every such time, and not every second
 
     def _report(self, waited: float) -> None:
+        late = threading.Timer(10.0, self._exit, [EXIT_CODE])  # where nobody reads, printing waits for ever
+        late.daemon = True
+        if self._ends:
+            late.start()
         try:
             print(
                 f"pretrain: for {waited:.0f} seconds the run has been waiting for {self._doing}"
@@ -60,6 +64,7 @@ class Watchdog:
                 flush=True,
             )
             faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
-        finally:  # nobody may be reading
+        finally:
+            late.cancel()
             if self._ends:
                 self._exit(EXIT_CODE)

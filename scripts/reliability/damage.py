@@ -19,6 +19,7 @@ from pretrain.training import model_dirs, records
 
 STEPS, NEWEST, KILLED = 20, 15, 17
 RUN = signals.Mode("quickstart", packed=True)
+LOADING = re.compile(r"[WIE]\d{4} |WARNING: All log messages")  # of libraries, while they are imported
 
 
 def train(place: Path, model_dir: Path) -> subprocess.CompletedProcess:
@@ -65,10 +66,10 @@ def checkpoints(model_dir: Path) -> list[str]:
 
 
 def said(done: subprocess.CompletedProcess, place: Path) -> str:
-    """The sentence, without the names of the directories above the model dir."""
-    lines = [line for line in done.stderr.splitlines() + done.stdout.splitlines() if "amaged" in line]
-    lines += [line for line in done.stderr.splitlines() if line.startswith("pretrain: ")]
-    text = re.sub(rf"{re.escape(str(place))}/[\w.-]+/?", "", lines[0] if lines else "")
+    """All that stderr says, and what stdout says of damage; without the directories above the model dir."""
+    lines = [line for line in done.stdout.splitlines() if "amaged" in line]
+    lines += [line for line in done.stderr.splitlines() if not LOADING.match(line)]
+    text = re.sub(rf"{re.escape(str(place))}/[\w.-]+/?", "", " ".join(lines))
     text = re.sub(r"process \d+ on [^:]+", "process N on HOST", text)
     return text.removeprefix("pretrain: ").strip().replace("|", "\\|")
 

@@ -63,7 +63,7 @@ def test_the_table_and_the_file_say_what_was_measured(measured, tmp_path):
 
 
 def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(measured, tmp_path):
-    with pytest.raises(InputError, match="nowhere is not a directory; make it first"):
+    with pytest.raises(InputError, match="nowhere is no directory to write to"):
         invoke("runs/quickstart.gin", f"--json={tmp_path}/nowhere/out.json")
     assert not measured
 

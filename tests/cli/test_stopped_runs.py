@@ -27,7 +27,8 @@ def trained() -> list[int]:
 
 
 def events() -> list[tuple[int, str]]:
-    return [(line["step"], line["event"]) for line in lines("metrics.jsonl") if line["kind"] == "event"]
+    found = [line for line in lines("metrics.jsonl") if line["kind"] == "event"]
+    return [(line["step"], line["event"]) for line in found if line["event"] != "compiled"]
 
 
 def saved() -> list[int]:
@@ -90,3 +91,32 @@ def test_a_signal_saves_and_the_run_goes_on_from_there(call, text, number):
     assert result.code == 0, result
     assert trained() == list(range(1, stopped + 2))
     assert events()[-2:] == [(stopped, "resumed"), (stopped + 1, "finished")]
+
+
+def test_the_flags_of_train_reach_the_loop(train, monkeypatch):
+    from pretrain.training import loop, watchdog
+
+    given, dogs = {}, []
+    made = watchdog.Watchdog.__init__
+
+    def watching(self, seconds=None, *, ends=False, **others):
+        dogs.append((seconds, ends))
+        made(self, None)
+
+    def captured(*arguments, **named):
+        given.update(named)
+        return 2
+
+    monkeypatch.setattr(watchdog.Watchdog, "__init__", watching)
+    monkeypatch.setattr(loop, "train", captured)
+    ways = ["--stall-seconds", "1800", "--end-on-stall", "--skip-steps", "3:5", "--profile", "6:7"]
+    assert train(*ways).code == 0
+    assert dogs == [(1800.0, True)]
+    assert isinstance(given.pop("watchdog"), watchdog.Watchdog)
+    assert given == {"skip_steps": range(3, 5), "profile": range(6, 7)}
+
+
+@pytest.mark.parametrize("flag", ["--skip-steps", "--profile"])
+@pytest.mark.parametrize("steps", ["5", "5:3", "0:3", "a:b"])
+def test_steps_that_are_none_are_refused(train, flag, steps):
+    train(flag, steps).is_refused_untouched(f"{flag} is '{steps}'; write A:B")

@@ -1,5 +1,7 @@
 """What the loop does with bad steps, batches to leave out, damage, other runs and other parameters."""
 
+import types
+
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -243,10 +245,11 @@ def test_spikes_may_be_looked_for_from_now_on(make_run, train, tmp_path, watcher
     assert np.isfinite(kept[1]).sum() == np.isfinite(kept[2]).sum() == 4
 
 
-def test_a_run_does_not_go_back_to_a_damaged_checkpoint(make_run, train, tmp_path):
+@pytest.mark.parametrize("part", ["state", "data"])
+def test_a_run_does_not_go_back_to_a_damaged_checkpoint(make_run, train, tmp_path, part):
     run, model_dir = make_run(), tmp_path / "model"
     train(run)
-    files = [path for path in (model_dir / "checkpoints" / "4").rglob("*") if path.is_file()]
+    files = [path for path in (model_dir / "checkpoints" / "4" / part).rglob("*") if path.is_file()]
     largest = max(files, key=lambda path: path.stat().st_size)
     largest.write_bytes(largest.read_bytes()[:100])
     before = sorted(path.relative_to(model_dir) for path in model_dir.rglob("*"))
@@ -360,7 +363,7 @@ def test_a_save_that_fails_is_said_and_the_one_before_stays(make_run, train, tmp
 
     train(make_run(steps=4))
     monkeypatch.setattr(pipeline.Batches, "snapshot", lambda self: full)
-    with pytest.raises(NotSaved, match=r"checkpoint of step 12 or the one before it .*No space left"):
+    with pytest.raises(NotSaved, match=r"could not be saved in .*checkpoints \(\[Errno 28\] No space left"):
         train(run)
     monkeypatch.undo()
     assert model_dirs.latest_step(tmp_path / "model") == 4
@@ -386,3 +389,13 @@ def test_a_warm_start_takes_parameters_and_nothing_else(make_run, train, tmp_pat
             other = other[key.key]
         np.testing.assert_array_equal(leaf, other)
     assert train(run, "warm") == 1
+
+
+def test_the_watchdog_knows_what_the_loop_waits_for(make_run, train):
+    said = []
+    watchdog = types.SimpleNamespace(doing=said.append)
+    train(make_run(steps=2, checkpoint_period=1), watchdog=watchdog)
+    named = ("data to be opened", "state to be", "step 1,", "checkpoint of step 1", "data of step 2",
+             "evaluation after step 2", "last checkpoint")  # fmt: skip
+    found = [next((at for at, what in enumerate(said) if name in what), None) for name in named]
+    assert None not in found and found == sorted(found), said
