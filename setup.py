@@ -4,6 +4,7 @@ from setuptools import find_packages, setup
 
 # Beam 2.77 needs protobuf < 7, and sentencepiece 0.2.3 needs protobuf 7.
 BEAM = ["apache-beam>=2.77,<2.80", "sentencepiece==0.2.2"]
+PLOT = ["matplotlib>=3.9,<4"]
 
 setup(
     name="pretrain",
@@ -39,8 +40,10 @@ setup(
         "gpu": ["jax[cuda13]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],
         "beam": BEAM,
+        "plot": PLOT,
         "test": [
             *BEAM,
+            *PLOT,
             # The TPU compiler, which needs no TPU: `pretrain plan`.
             "jax[tpu]>=0.10,<0.13; sys_platform == 'linux' and platform_machine == 'x86_64'",
             "pytest>=8,<10",

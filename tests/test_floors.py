@@ -43,7 +43,7 @@ FLOORS = {
     "pretrain.comparison": 10,
     "pretrain.verification": 11,
     "pretrain.settings": 10,
-    "pretrain.benchmarking": 10,
+    "pretrain.benchmarks": 10,
     "pretrain.hlo": 1,
     "pretrain.planning": 10,
     "pretrain.config": 11,

@@ -2,8 +2,9 @@
 
 import json
 import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
@@ -12,9 +13,20 @@ from pretrain.cli import options
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from pretrain.benchmarking import TrainBenchmark
+    from pretrain.benchmarks.data import DataBenchmark
+    from pretrain.benchmarks.decode import DecodeBenchmark
+    from pretrain.benchmarks.measuring import Machine
+    from pretrain.benchmarks.train import TrainBenchmark
+    from pretrain.run import RunConfig
 
 AIM = 0.03  # of a step: what the loop may cost on top
+
+
+class Result(Protocol):
+    @property
+    def machine(self) -> "Machine": ...
+    def figures(self) -> dict[str, Any]: ...
+    def samples(self) -> Mapping[str, Sequence[float]]: ...
 
 
 @click.group("benchmark")
@@ -27,31 +39,35 @@ def command() -> None:
     """
 
 
-@command.command("train", context_settings=options.GIN_CONTEXT, short_help="A run's step, loop and data.")
-@click.argument("run_file", metavar="RUN.gin")
-@click.option(
-    "--steps",
-    type=click.IntRange(min=1),
-    default=20,
-    show_default=True,
-    help="Timed steps of each kind, in 4 rounds.",
-)
-@click.option(
-    "--warmup",
-    type=click.IntRange(min=1),
-    default=5,
-    show_default=True,
-    help="Untimed steps before each round of timed ones.",
-)
-@click.option(
-    "--json",
-    "json_file",
-    type=click.Path(dir_okay=False, writable=True, path_type=Path),
-    help="Also write the figures to this file.",
-)
-@options.gin_arguments
-def train(run_file: str, steps: int, warmup: int, json_file: Path | None, gin_flags: tuple[str, ...]) -> None:
-    """Time the train step of RUN.gin, the train loop around it, and its data alone.
+def _number(name: str, default: int, text: str, least: int = 1) -> Callable:
+    return click.option(name, type=click.IntRange(min=least), default=default, show_default=True, help=text)
+
+
+def _benchmark(short_help: str) -> Callable:
+    """What the subcommands share: a run, and where the figures go."""
+
+    def decorate(function: Callable) -> Callable:
+        file = click.Path(dir_okay=False, writable=True, path_type=Path)
+        for add in (
+            options.gin_arguments,
+            click.option("--plot", "plot_file", type=file, help="Also draw the figures into this PNG."),
+            click.option("--json", "json_file", type=file, help="Also write the figures to this file."),
+            click.argument("source", metavar="RUN.gin|MODEL_DIR"),
+        ):
+            function = add(function)
+        return command.command(context_settings=options.GIN_CONTEXT, short_help=short_help)(function)
+
+    return decorate
+
+
+@_benchmark("A run's step, loop and data.")
+@_number("--steps", 20, "Timed steps of each kind, in 4 rounds.")
+@_number("--warmup", 5, "Untimed steps before each round of timed ones.")
+def train(
+    source: str, steps: int, warmup: int, json_file: Path | None, plot_file: Path | None,
+    gin_flags: tuple[str, ...],
+) -> None:  # fmt: skip
+    """Time the train step of a run, the train loop around it, and its data alone.
 
     Tokens per second are useful ones; padding is counted apart. Model FLOPs are those of the matrix
     products, forward once and backward twice, without recomputation.
@@ -60,44 +76,106 @@ def train(run_file: str, steps: int, warmup: int, json_file: Path | None, gin_fl
     Example:
       pretrain benchmark train runs/quickstart.gin --json quickstart.json --gin.BATCH_SIZE=32
     """
+
+    def measure(run: "RunConfig", say: Callable[[str], None]) -> "TrainBenchmark":
+        from pretrain.benchmarks import train
+
+        return train.benchmark(run, steps=steps, warmup=warmup, say=say)
+
+    _show(source, gin_flags, json_file, plot_file, measure, _of_training)
+
+
+@_benchmark("A run's data alone, and beside its steps.")
+@_number("--steps", 50, "Timed batches, and steps.")
+@_number("--warmup", 10, "Untimed ones before them.")
+def data(
+    source: str, steps: int, warmup: int, json_file: Path | None, plot_file: Path | None,
+    gin_flags: tuple[str, ...],
+) -> None:  # fmt: skip
+    """Time the data pipeline of a run by itself, and how long its steps wait for it.
+
+    \b
+    Example:
+      pretrain benchmark data runs/quickstart.gin --steps 200
+    """
+
+    def measure(run: "RunConfig", say: Callable[[str], None]) -> "DataBenchmark":
+        from pretrain.benchmarks import data
+
+        return data.benchmark(run, steps=steps, warmup=warmup, say=say)
+
+    _show(source, gin_flags, json_file, plot_file, measure, _of_data)
+
+
+@_benchmark("A run's model, writing token after token.")
+@_number("--rows", 8, "Prompts at a time.")
+@_number("--prompt", 64, "Tokens of each prompt.")
+@_number("--tokens", 32, "New tokens for each.", least=2)
+@_number("--tries", 5, "How often it is timed.")
+def decode(
+    source: str, rows: int, prompt: int, tokens: int, tries: int, json_file: Path | None,
+    plot_file: Path | None, gin_flags: tuple[str, ...],
+) -> None:  # fmt: skip
+    """Time greedy generation with a run's model: until the first token, and each token after it.
+
+    Its parameters are random, which takes as long.
+
+    \b
+    Example:
+      pretrain benchmark decode runs/quickstart.gin --rows 4
+    """
+
+    def measure(run: "RunConfig", say: Callable[[str], None]) -> "DecodeBenchmark":
+        from pretrain.benchmarks import decode
+
+        return decode.benchmark(run, rows=rows, prompt=prompt, tokens=tokens, tries=tries, say=say)
+
+    _show(source, gin_flags, json_file, plot_file, measure, _of_decoding)
+
+
+def _show(
+    source: str, gin_flags: tuple[str, ...], json_file: Path | None, plot_file: Path | None,
+    measure: Callable[..., Any], lines: Callable[[Any], list],
+) -> None:  # fmt: skip
+    """Measures, prints, and writes what was asked for, after a look at where that is to go."""
     options.quiet_logs()
     from rich.console import Console
 
-    from pretrain import benchmarking, config
     from pretrain.errors import InputError
 
-    if json_file and not os.access(json_file.absolute().parent, os.W_OK):
-        raise InputError(f"--json {json_file}: {json_file.parent} is no directory to write to; make it one.")
-    run = config.load(run_file, options.bindings(gin_flags))
+    for flag, file in (("--json", json_file), ("--plot", plot_file)):
+        if file and not os.access(file.absolute().parent, os.W_OK):
+            raise InputError(f"{flag} {file}: {file.parent} is no directory to write to; make it one.")
+    if plot_file:
+        from pretrain.benchmarks import plot
+
+        plot.check()
+    run = options.run_of(source, gin_flags)
     console = Console(highlight=False)
     with console.status("starting") as status:
-        result = benchmarking.train(
-            run, steps=steps, warmup=warmup, say=lambda what: status.update(f"measuring {what}")
-        )
-    for line in _summary(result):
-        console.print(line)
-    console.print(_table(result))
-    rounds = result.overheads
-    console.print(
-        f"the loop adds [bold]{result.overhead:.1%}[/] to a step (median of {len(rounds)} rounds, "
-        f"{min(rounds):.1%} to {max(rounds):.1%}; aim: at most {AIM:.0%}), "
-        f"and {result.cpu_overhead:.1%} of CPU time"
-    )
+        result: Result = measure(run, lambda what: status.update(f"measuring {what}"))
+    for line in (_machine(result.machine), *lines(result)):
+        console.print(line, soft_wrap=True)
     if json_file:
-        json_file.write_text(
-            json.dumps({"run": run_file, "settings": gin_flags, **result.figures()}, indent=2)
-        )
+        json_file.write_text(json.dumps({"run": source, "settings": gin_flags, **result.figures()}, indent=2))
+    if plot_file:
+        plot.write(plot_file, f"{source} {' '.join(gin_flags)}".strip(), result.samples())
 
 
-def _summary(result: "TrainBenchmark") -> list[str]:
+def _machine(machine: "Machine") -> str:
+    return (
+        f"[bold]machine[/]  {machine.devices} x {machine.device_kind}, {machine.processor}, "
+        f"{machine.cores} cores, jax {machine.jax}, Python {machine.python}"
+    )
+
+
+def _of_training(result: "TrainBenchmark") -> list:
     from pretrain.cli.console import si
 
-    machine, data, memory = result.machine, result.data, result.memory
+    data, memory, rounds = result.data, result.memory, result.overheads
     step = result.speed(result.bare)["seconds"]
     names = {"device": "of a device", "process": "of the process, up to the bare step"}
     return [
-        f"[bold]machine[/]  {machine.devices} x {machine.device_kind}, {machine.processor}, "
-        f"{machine.cores} cores, jax {machine.jax}, Python {machine.python}",
         f"[bold]model[/]    {si(result.parameters)} parameters, {si(result.flops)}FLOP a step",
         f"[bold]compile[/]  {result.compile_seconds:.1f} s",
         f"[bold]memory[/]   peak {si(memory.bytes)}B {names[memory.of]}",
@@ -105,10 +183,14 @@ def _summary(result: "TrainBenchmark") -> list[str]:
         f"{data.examples:.1f} examples",
         f"[bold]data[/]     alone {1000 * data.seconds:.2f} ms a batch, "
         f"{data.seconds / step:.1%} of a bare step; first after {data.first_batch_seconds:.1f} s",
+        _table_of_training(result),
+        f"the loop adds [bold]{result.overhead:.1%}[/] to a step (median of {len(rounds)} rounds, "
+        f"{min(rounds):.1%} to {max(rounds):.1%}; aim: at most {AIM:.0%}), "
+        f"and {result.cpu_overhead:.1%} of CPU time",
     ]
 
 
-def _table(result: "TrainBenchmark") -> "Table":
+def _table_of_training(result: "TrainBenchmark") -> "Table":
     from rich.table import Table
 
     from pretrain.cli.console import si
@@ -135,3 +217,32 @@ def _table(result: "TrainBenchmark") -> "Table":
     if "model_flops_utilisation" in both[0]:
         table.add_row("MFU", *(f"{speed['model_flops_utilisation']:.1%}" for speed in both))
     return table
+
+
+def _of_data(result: "DataBenchmark") -> list:
+    from pretrain.cli.console import si
+
+    figures = result.figures()
+    data = figures["data"]
+    return [
+        f"[bold]batch[/]    {si(data['tokens'])} tokens in {data['examples']:.1f} examples, "
+        f"{data['padding']:.1%} of it padding",
+        f"[bold]alone[/]    {1000 * data['seconds']:.2f} ms a batch, "
+        f"{si(data['tokens_per_second'])} tokens/s ({si(data['tokens_per_cpu_second'])} a CPU second); "
+        f"first after {data['first_batch_seconds']:.1f} s",
+        f"[bold]steps[/]    {1000 * figures['step_seconds']:,.1f} ms, of which they wait for data "
+        f"[bold]{result.share_waited:.1%}[/]",
+    ]
+
+
+def _of_decoding(result: "DecodeBenchmark") -> list:
+    from pretrain.cli.console import si
+
+    figures = result.figures()
+    return [
+        f"[bold]prompt[/]   {result.rows} x {result.prompt} tokens: {1000 * result.prompt_seconds:,.1f} ms "
+        f"until the first token, {si(figures['prompt_tokens_per_second'])} tokens/s",
+        f"[bold]tokens[/]   {1000 * result.token_seconds:,.2f} ms each after it, "
+        f"{si(figures['tokens_per_second'])} tokens/s in all",
+        f"[bold]memory[/]   the parameters are read at {si(figures['model_bytes_per_second'])}B/s",
+    ]

@@ -81,14 +81,23 @@ def generate_tokens(
             f"{limit} in the lengths the model was trained on, {dict(run.lengths)}; shorten it"
             f"{'' if encodes else ' or lower --max-tokens'}."
         )
+    decode = program(run, max_tokens, sampling or Sampling(), run.vocabulary().eos_id)
+    tokens = decoded(run, decode, params, mesh, prompts, seed)
+    return [_until_eos(row, run.vocabulary().eos_id) for row in tokens]
+
+
+def decoded(
+    run: RunConfig, program: Callable[..., jax.Array], params: state.Params, mesh: jax.sharding.Mesh,
+    prompts: Sequence[vocabularies.Ids], seed: int = 0,
+) -> np.ndarray:  # fmt: skip
+    """int32 [prompts, new tokens]: what `program` says to each prompt."""
     rules = dataclasses.replace(run.rules, length=None)  # a new token has no length to cut
     rows = -len(prompts) % rules.shares("batch", mesh.shape) + len(prompts)
-    padded, real = _pad([*prompts, *[prompts[0]] * (rows - len(prompts))], left=not encodes)
-    program = _program(run, max_tokens, sampling or Sampling())
+    left = run.model.family != "encoder_decoder"
+    padded, real = _pad([*prompts, *[prompts[0]] * (rows - len(prompts))], left=left)
     placed = jax.device_put((padded, real), sharding.named(mesh, rules, ("batch", "length")))
     with sharding.layout(mesh, rules):
-        tokens = jax.device_get(program(params, *placed, jax.random.key(seed)))
-    return [_until_eos(row, run.vocabulary().eos_id) for row in tokens[: len(prompts)]]
+        return jax.device_get(program(params, *placed, jax.random.key(seed)))[: len(prompts)]
 
 
 def _pad(prompts: Sequence[vocabularies.Ids], *, left: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -102,13 +111,13 @@ def _pad(prompts: Sequence[vocabularies.Ids], *, left: bool) -> tuple[np.ndarray
     return tokens, real
 
 
-def _program(run: RunConfig, max_tokens: int, sampling: Sampling) -> Callable[..., jax.Array]:
+def program(run: RunConfig, max_tokens: int, sampling: Sampling, eos_id: int) -> Callable[..., jax.Array]:
     """The jitted (params, tokens [B, P], real [B, P], key) -> new tokens [B, T] of a run."""
-    graph, vocabulary = state.graph(run.model), run.vocabulary()
+    graph = state.graph(run.model)
     common = {
         "max_tokens": max_tokens,
-        "vocab_size": vocabulary.vocab_size,
-        "eos_id": vocabulary.eos_id,
+        "vocab_size": run.vocabulary().vocab_size,
+        "eos_id": eos_id,
         "sampling": sampling,
     }
     if run.model.family == "encoder_decoder":

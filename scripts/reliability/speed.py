@@ -13,8 +13,10 @@ from unittest import mock
 import jax.numpy as jnp
 import seqio
 
-from pretrain import benchmarking, config, indexed
 from pretrain import caching as caches
+from pretrain import config, indexed
+from pretrain.benchmarks import data
+from pretrain.benchmarks.steps import BareSteps
 from pretrain.checkpointing import DIRECTORY
 from pretrain.training import loop, records, step
 from tasks import python_stdlib
@@ -136,10 +138,10 @@ def ledger(place: Path) -> Rows:
     """The jitted step with and without the batch hash, in turns, and a line of the file."""
     run = config.load("runs/quickstart.gin")
     mesh = run.mesh.build()
-    _, batch = benchmarking.measure_data(run, 1, 1)
-    hashed = benchmarking.BareSteps(run, mesh, batch)
+    _, batch = data.measure(run, 1, 1)
+    hashed = BareSteps(run, mesh, batch)
     with mock.patch.object(step, "batch_hash", lambda batch: jnp.zeros(2, jnp.uint32)):
-        plain = benchmarking.BareSteps(run, mesh, batch)
+        plain = BareSteps(run, mesh, batch)
     kinds = {"with": hashed, "without": plain}
     rounds: dict[str, list[float]] = {name: [] for name in kinds}
     cpu: dict[str, list[float]] = {name: [] for name in kinds}

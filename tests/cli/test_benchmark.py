@@ -5,8 +5,11 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from pretrain import benchmarking
-from pretrain.benchmarking import Data, Machine, Memory, Round, TrainBenchmark
+from pretrain.benchmarks import data, decode, plot, train
+from pretrain.benchmarks.data import Data, DataBenchmark
+from pretrain.benchmarks.decode import DecodeBenchmark
+from pretrain.benchmarks.measuring import Machine, Memory, Round
+from pretrain.benchmarks.train import TrainBenchmark
 from pretrain.cli.main import cli
 from pretrain.errors import InputError
 
@@ -16,7 +19,7 @@ RESULT = TrainBenchmark(
     compile_seconds=12.34,
     bare=[Round([0.1, 0.1, 0.2], 0.03)],
     loop=[Round([0.102, 0.102, 0.3], 0.06)],
-    data=Data(2.0, 0.005, 5000.0, 16.0),
+    data=Data(2.0, Round([0.004, 0.006], 0.01), 5000.0, 16.0),
     padded_tokens=5120,
     flops=4e12,
     peak_flops=1e14,
@@ -28,11 +31,11 @@ RESULT = TrainBenchmark(
 def measured(monkeypatch):
     asked = []
 
-    def train(run, **options):
+    def benchmark(run, **options):
         asked.append((run, options))
         return RESULT
 
-    monkeypatch.setattr(benchmarking, "train", train)
+    monkeypatch.setattr(train, "benchmark", benchmark)
     return asked
 
 
@@ -73,3 +76,40 @@ def test_wrong_flags_are_refused(measured):
     with pytest.raises(InputError, match="nonsense"):
         invoke("runs/quickstart.gin", "--nonsense")
     assert not measured
+
+
+def test_the_data_of_a_run(monkeypatch, tmp_path):
+    measured = DataBenchmark(RESULT.machine, RESULT.data, 10_000, [0.1, 0.3], [0.0, 0.1])
+    monkeypatch.setattr(data, "benchmark", lambda run, **options: measured)
+    answer = CliRunner().invoke(
+        cli,
+        ["benchmark", "data", "runs/quickstart.gin", f"--json={tmp_path}/out.json"],
+        catch_exceptions=False,
+    )
+    shown = " ".join(answer.output.split())
+    for text in (
+        "5.00 k tokens in 16.0 examples, 50.0% of it padding",
+        "5.00 ms a batch, 1.00 M tokens/s (500 k a CPU second); first after 2.0 s",
+        "200.0 ms, of which they wait for data 25.0%",
+    ):
+        assert text in shown
+    assert json.loads((tmp_path / "out.json").read_text())["share_of_time_waiting_for_data"] == 0.25
+
+
+def test_decoding_and_its_plot(monkeypatch, tmp_path):
+    measured = DecodeBenchmark(RESULT.machine, 4, 10, 5, [0.2], [1.0], 8 * 10**8)
+    drawn = []
+    monkeypatch.setattr(decode, "benchmark", lambda run, **options: measured)
+    monkeypatch.setattr(plot, "check", lambda: None)
+    monkeypatch.setattr(plot, "write", lambda *arguments: drawn.append(arguments))
+    arguments = ["runs/quickstart.gin", f"--plot={tmp_path}/out.png", "--gin.SEED=1"]
+    answer = CliRunner().invoke(cli, ["benchmark", "decode", *arguments], catch_exceptions=False)
+    shown = " ".join(answer.output.split())
+    for text in (
+        "4 x 10 tokens: 200.0 ms until the first token, 200 tokens/s", "200.00 ms each after it, 20 tokens/s",
+        "the parameters are read at 4.00 GB/s",
+    ):  # fmt: skip
+        assert text in shown
+    assert drawn == [
+        (tmp_path / "out.png", "runs/quickstart.gin --gin.SEED=1", {"one token": [0.2], "5 tokens": [1.0]})
+    ]

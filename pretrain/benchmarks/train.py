@@ -1,25 +1,19 @@
-"""How fast a run is: its bare step, the loop around it, and its data alone."""
+"""How fast a run trains: its bare step, and the loop around it."""
 
 import dataclasses
-import os
-import platform
-import resource
 import statistics
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
-from pretrain import pipeline
-from pretrain.parallel import sharding
-from pretrain.pipeline import Batch
+from pretrain.benchmarks import data
+from pretrain.benchmarks.measuring import Machine, Memory, Round, Tick, machine, now, peak_memory
+from pretrain.benchmarks.steps import BareSteps
 from pretrain.run import RunConfig
-from pretrain.training import hardware, loop, step
+from pretrain.training import hardware, loop
 from pretrain.warm_start import Plan
 
 ROUNDS = 4
@@ -27,65 +21,8 @@ _NEVER = 10**9
 
 
 @dataclasses.dataclass(frozen=True)
-class Machine:
-    """Where something was measured."""
-
-    platform: str
-    device_kind: str
-    devices: int
-    processor: str
-    cores: int
-    jax: str
-    python: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Memory:
-    """The most `bytes` ever in use, `of` one device or, where the backend does not count, of this process."""
-
-    bytes: int
-    of: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """The pipeline with nothing else running, and what its batches hold on average.
-
-    first_batch_seconds: until there is a batch, which takes a full shuffle buffer.
-    seconds: a batch, from then on. tokens: without padding, of all processes' rows; examples: likewise.
-    """
-
-    first_batch_seconds: float
-    seconds: float
-    tokens: float
-    examples: float
-
-
-Tick = tuple[float, float]
-
-
-def _now() -> Tick:
-    """Seconds on the clock, and of CPU time."""
-    return time.perf_counter(), time.process_time()
-
-
-@dataclasses.dataclass(frozen=True)
-class Round:
-    """Steps in a row: the `seconds` of each, and the mean `cpu_seconds` of all threads of this process."""
-
-    seconds: Sequence[float]
-    cpu_seconds: float
-
-    @classmethod
-    def between(cls, ticks: Sequence[Tick]) -> "Round":
-        """The steps between these points in time, of which there is one more than steps."""
-        clock, cpu = np.transpose(ticks)
-        return cls(np.diff(clock).tolist(), float(np.diff(cpu).mean()))
-
-
-@dataclasses.dataclass(frozen=True)
 class TrainBenchmark:
-    """What `train` measured.
+    """What `benchmark` measured.
 
     compile_seconds: of the train step, tracing too.
     bare: rounds of the jitted step on one batch that stays on the devices, each step waited for.
@@ -99,7 +36,7 @@ class TrainBenchmark:
     compile_seconds: float
     bare: Sequence[Round]
     loop: Sequence[Round]
-    data: Data
+    data: data.Data
     padded_tokens: int
     flops: float
     peak_flops: float | None
@@ -154,13 +91,20 @@ class TrainBenchmark:
             "loop_overhead": self.overhead,
             "loop_overhead_of_rounds": self.overheads,
             "loop_cpu_overhead": self.cpu_overhead,
-            "data": {**dataclasses.asdict(self.data), "share_of_step": self.data.seconds / bare["seconds"]},
+            "data": {**self.data.figures(), "share_of_step": self.data.seconds / bare["seconds"]},
             "flops_per_step": self.flops,
             "peak_memory": dataclasses.asdict(self.memory),
         }
 
+    def samples(self) -> dict[str, Sequence[float]]:
+        """What a plot shows, in seconds."""
+        kinds = {"bare step": self.bare, "in the loop": self.loop}
+        return {
+            name: [second for part in rounds for second in part.seconds] for name, rounds in kinds.items()
+        }
 
-def train(
+
+def benchmark(
     run: RunConfig, *, steps: int = 20, warmup: int = 5, say: Callable[[str], None] = lambda _: None
 ) -> TrainBenchmark:
     """Measures `run` on the devices of this process, in ROUNDS rounds of the loop and of bare steps.
@@ -182,7 +126,7 @@ def train(
     mesh = run.mesh.build()
     run.check_batch(mesh)
     say("the data pipeline")
-    data, batch = measure_data(run, steps, warmup)
+    read, batch = data.measure(run, steps, warmup)
     say("the bare step: compiling")
     bare = BareSteps(run, mesh, batch)
     bare.round(warmup)
@@ -212,7 +156,7 @@ def train(
         compile_seconds=bare.compile_seconds,
         bare=bare_rounds,
         loop=looped.rounds,
-        data=data,
+        data=read,
         padded_tokens=looped.facts.tokens_per_step,
         flops=looped.facts.flops_per_step,
         peak_flops=peak * mesh.size if peak else None,
@@ -223,57 +167,6 @@ def train(
 def _speed_drifts(mesh: jax.sharding.Mesh) -> bool:
     """Whether what else the machine does slows the devices down."""
     return mesh.devices.flat[0].platform == "cpu"
-
-
-def measure_data(run: RunConfig, batches: int, warmup: int) -> tuple[Data, Batch]:
-    """Reads the first batches that training would; also returns one of them."""
-    began = time.perf_counter()
-    stream = pipeline.batches(run)
-    batch = next(stream)
-    first = time.perf_counter() - began
-    for _ in range(warmup):
-        next(stream)
-    began = time.perf_counter()
-    for _ in range(batches):
-        next(stream)
-    seconds = (time.perf_counter() - began) / batches
-    contents = [_contents(next(stream)) for _ in range(min(batches, 20))]
-    tokens, examples = np.mean(contents, axis=0) * jax.process_count()
-    return Data(first, seconds, float(tokens), float(examples)), batch
-
-
-def _contents(batch: Batch) -> tuple[int, int]:
-    """(tokens, examples) in the rows of a batch."""
-    segments = [value for name, value in batch.items() if name.endswith("_segment_ids")]
-    examples = np.max([value.max(axis=1) for value in segments], axis=0)
-    return sum(int((value > 0).sum()) for value in segments), int(examples.sum())
-
-
-class BareSteps:
-    """The jitted train step of a run and a state of its own, on one batch."""
-
-    def __init__(self, run: RunConfig, mesh: jax.sharding.Mesh, batch: Batch):
-        self._run, self._mesh = run, mesh
-        with sharding.layout(mesh, run.rules):
-            programs = step.programs(run)
-            self._step = programs.train_step
-            self._batch = pipeline.to_devices(batch, mesh, run.rules)
-            self._state = jax.block_until_ready(programs.init())
-        first, second = self.round(1), self.round(1)
-        self.compile_seconds = first.seconds[0] - second.seconds[0]
-
-    def round(self, steps: int) -> Round:
-        """So many steps, each from its call until all it computes is there."""
-        ticks = [_now()]
-        with sharding.layout(self._mesh, self._run.rules):
-            for _ in range(steps):
-                self._state, _ = jax.block_until_ready(self._step(self._state, self._batch))
-                ticks.append(_now())
-        return Round.between(ticks)
-
-    def free(self) -> None:
-        """Gives its memory back; no more rounds."""
-        del self._state, self._batch
 
 
 class _Measured(Exception):
@@ -299,7 +192,7 @@ class _LoopRounds:
 
     def stop(self, _step: int) -> bool:
         """Asked once a step, when it is under way and the figures of the one before have been read."""
-        self._ticks.append(_now())
+        self._ticks.append(now())
         if len(self._ticks) == self._warmup + self._timed + 1:
             self.rounds.append(Round.between(self._ticks[self._warmup :]))
             self._between()
@@ -328,34 +221,3 @@ class _LoopRounds:
 
     def warm_started(self, plan: Plan) -> None:
         """Not of interest."""
-
-
-def peak_memory() -> Memory:
-    """The peak so far of the first device of this process, or else of the process itself."""
-    if (used := hardware.peak_memory(jax.local_devices()[0])) is not None:
-        return Memory(used, "device")
-    unit = 1 if sys.platform == "darwin" else 1024
-    return Memory(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "process")
-
-
-def machine(mesh: jax.sharding.Mesh) -> Machine:
-    """The devices of `mesh` and the host of this process."""
-    device = mesh.devices.flat[0]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Machine(
-        platform=device.platform,
-        device_kind=device.device_kind,
-        devices=mesh.size,
-        processor=_processor(),
-        cores=cores,
-        jax=jax.__version__,
-        python=platform.python_version(),
-    )
-
-
-def _processor() -> str:
-    """The CPU's name, which Python itself does not know on Linux."""
-    described = Path("/proc/cpuinfo")
-    lines = described.read_text().splitlines() if described.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

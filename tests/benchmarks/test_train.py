@@ -5,52 +5,16 @@ import time
 from pathlib import Path
 
 import jax
-import numpy as np
 import pytest
-import seqio
-import tensorflow as tf
 
-from pretrain import benchmarking, evaluation, optim
-from pretrain.benchmarking import Data, Machine, Memory, Round, TrainBenchmark
+from pretrain import evaluation
+from pretrain.benchmarks import train
+from pretrain.benchmarks.data import Data
+from pretrain.benchmarks.measuring import Machine, Memory, Round
+from pretrain.benchmarks.train import TrainBenchmark
 from pretrain.errors import InputError
-from pretrain.objectives import CausalLM
 from pretrain.parallel.mesh import MeshConfig
-from pretrain.run import RunConfig
 from pretrain.training import loop, records
-
-
-class OneDevice(MeshConfig):
-    """Programs for one device compile sooner."""
-
-    def build(self, devices=None):
-        return super().build(jax.devices()[:1])
-
-
-@pytest.fixture
-def run(tiny_config) -> RunConfig:
-    """One document a row and a half, so that half of every other row is padding."""
-
-    def read(split, shuffle_files, seed=None):
-        tokens = np.random.RandomState(0).randint(3, 259, (64, 23)).astype(np.int32)
-        return tf.data.Dataset.from_tensor_slices({"targets": tokens})
-
-    return RunConfig(
-        task=seqio.Task(
-            "corpus",
-            source=seqio.FunctionDataSource(read, splits=["train", "validation"]),
-            preprocessors=[seqio.CacheDatasetPlaceholder()],
-            output_features={"targets": seqio.Feature(seqio.ByteVocabulary(extra_ids=100), add_eos=True)},
-        ),
-        objective=CausalLM(join_documents=False),
-        model=tiny_config("decoder", vocab_size=384),
-        optimizer=optim.AdamW(schedule=optim.Constant(peak=1e-3)),
-        lengths={"targets": 16},
-        steps=1,
-        batch_size=8,
-        shuffle_buffer=8,
-        mesh=OneDevice(),
-        peak_flops=1e9,
-    )
 
 
 def test_both_kinds_of_steps_are_timed_in_turns(run, monkeypatch):
@@ -63,12 +27,12 @@ def test_both_kinds_of_steps_are_timed_in_turns(run, monkeypatch):
 
     monkeypatch.setattr(records.Records, "ledger", slow_ledger)
     said: list[str] = []
-    result = benchmarking.train(run, steps=6, warmup=1, say=said.append)
+    result = train.benchmark(run, steps=6, warmup=1, say=said.append)
 
     assert [len(part.seconds) for part in (*result.bare, *result.loop)] == [2] * 8
     # A round is a step that starts the clock, one of warm-up, and two timed ones, each on data of its own.
     # (The line of a step is written after the next one began, so the last has none.)
-    assert len(hashed) == len(set(hashed)) == 4 * benchmarking.ROUNDS - 1
+    assert len(hashed) == len(set(hashed)) == 4 * train.ROUNDS - 1
     compiling = said.index("the loop: compiling")
     assert said[compiling + 1 :: 2] == [f"the bare step: round {n} of 4" for n in range(1, 5)]
     # What the loop does besides the step is in its time, and in nothing else's.
@@ -97,16 +61,16 @@ def test_on_an_accelerator_the_bare_rounds_come_first_and_give_their_memory_back
 
     measured: list[int] = []
     before = len(states())
-    monkeypatch.setattr(benchmarking, "_speed_drifts", lambda mesh: False)
-    monkeypatch.setattr(benchmarking, "_LoopRounds", Loop)
-    result = benchmarking.train(run, steps=4, warmup=1)
+    monkeypatch.setattr(train, "_speed_drifts", lambda mesh: False)
+    monkeypatch.setattr(train, "_LoopRounds", Loop)
+    result = train.benchmark(run, steps=4, warmup=1)
     assert [len(part.seconds) for part in result.bare] == [1] * 4
     assert measured == [before]
 
 
 def test_what_cannot_be_run_is_refused(run):
     with pytest.raises(InputError, match="multiple of 8"):
-        benchmarking.train(dataclasses.replace(run, batch_size=4, mesh=MeshConfig()))
+        train.benchmark(dataclasses.replace(run, batch_size=4, mesh=MeshConfig()))
 
 
 def test_a_round_is_what_passes_between_ticks():
@@ -121,7 +85,7 @@ def result(**changes) -> TrainBenchmark:
         "compile_seconds": 3.0,
         "bare": [Round([1.0, 2.0, 9.0], 2.0), Round([2.0, 2.0, 2.0], 4.0)],
         "loop": [Round([2.2, 2.2, 2.2], 3.0), Round([2.0, 2.0, 9.0], 3.6)],
-        "data": Data(1.0, 0.1, 300.0, 8.0),
+        "data": Data(1.0, Round([0.1, 0.1], 0.2), 300.0, 8.0),
         "padded_tokens": 400,
         "flops": 1e12,
         "peak_flops": 2e12,
