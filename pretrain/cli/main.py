@@ -22,7 +22,7 @@ COMMANDS = {
     "verify-resume": "Prove that a run survives kills bit for bit.",
     "cache": "Tokenize a corpus once, into an indexed store.",
     "plan": "What a run needs on devices that are not here.",
-    "benchmark": "Measure the speed of a run's step and loop.",
+    "benchmark": "Measure the speed of a run's steps, data or decoding.",
 }
 
 

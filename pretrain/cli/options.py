@@ -75,6 +75,11 @@ def _config_of(model_dir: Path) -> Path:
 
     path = model_dir / config.FILE
     if not path.is_file():
+        if kept := sorted((model_dir / "checkpoints").glob("*/config/metadata")):
+            raise InputError(
+                f"{model_dir} has checkpoints but no {config.FILE}: bring it back, or write it anew, from "
+                f"what stands under `config` in {kept[-1]}."
+            )
         raise InputError(
             f"{model_dir} is not a model dir (it has no {config.FILE}): give the --model-dir of a training."
         )

@@ -54,11 +54,15 @@ def command(
     from pretrain.training.watchdog import Watchdog
 
     run, text = config.load_with_text(run_file, options.bindings(gin_flags))
-    model_dirs.refuse_other_things(model_dir)
-    if allow_config_change:
-        model_dirs.refuse_other_data(model_dir, text, config.data_difference)
-    else:
-        model_dirs.refuse_another_run(model_dir, text, config.difference, config.data_difference)
+
+    def admit() -> None:
+        model_dirs.refuse_other_things(model_dir)
+        if allow_config_change:
+            model_dirs.refuse_other_data(model_dir, text, config.data_difference)
+        else:
+            model_dirs.refuse_another_run(model_dir, text, config.difference, config.data_difference)
+
+    admit()
     console = Console(markup=False)
     done = model_dirs.latest_step(model_dir)
     complete = done >= run.steps and records.finished(model_dir, run.steps) and not skipped
@@ -72,7 +76,7 @@ def command(
         with Stop() as stop, Watchdog(stall_seconds, ends=end_on_stall) as watchdog:
             last = loop.train(
                 run, text, model_dir, observer, stop,
-                watchdog=watchdog, skip_steps=skipped, profile=profiled,
+                watchdog=watchdog, skip_steps=skipped, profile=profiled, admit=admit,
             )  # fmt: skip
     except (Diverged, NotSaved, records.NotWritten) as error:
         observer.stop()

@@ -11,6 +11,7 @@ Every file gets its name when it is complete, so what has a manifest is whole.
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import json
@@ -19,7 +20,7 @@ import re
 import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -154,6 +155,13 @@ class Manifest:
         return cls.read(path)
 
 
+def lock_alone(file: IO) -> None:
+    """Raises BlockingIOError if another process has locked the open file, or removed it meanwhile."""
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if os.fstat(file.fileno()).st_nlink == 0:  # a third process may lock one of that name
+        raise BlockingIOError(errno.EAGAIN, "it was removed")
+
+
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
     """Makes the directory of a store, and keeps other commands out of it."""
@@ -162,7 +170,7 @@ def locked(directory: Path) -> Iterator[None]:
         lock = (directory / LOCK).open("a")  # a file that can be written: NFS locks no other
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_alone(lock)
         except BlockingIOError as error:
             raise InputError(
                 f"Another `pretrain cache` is writing to {directory}: wait for it, or take another --out."

@@ -62,6 +62,7 @@ def train(
     watchdog: Watchdog | None = None,
     skip_steps: range | None = None,
     profile: range | None = None,
+    admit: Callable[[], None] = lambda: None,
 ) -> int:
     """Trains from the newest checkpoint in `model_dir` (or from scratch) to `run.steps`.
 
@@ -71,6 +72,7 @@ def train(
         watchdog: told what the loop waits for.
         skip_steps: go back to before these steps, and leave out what they were fed.
         profile: steps to trace.
+        admit: raises InputError if the model dir is no place for this run; asked when no other run is in it.
 
     Returns:
         The last step.
@@ -83,6 +85,7 @@ def train(
     mesh = run.mesh.build()
     run.check_batch(mesh)
     with sharding.layout(mesh, run.rules), model_dirs.held(model_dir):
+        admit()
         processes.refuse_difference("The settings", f"{config_text} {skip_steps}")
         _agree_on(model_dir)
         if skip_steps:

@@ -1,7 +1,6 @@
 """What a model dir is: the config of one run, and what the run wrote."""
 
 import contextlib
-import fcntl
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -10,7 +9,7 @@ from pathlib import Path
 import jax
 
 from pretrain.checkpointing import DIRECTORY
-from pretrain.data.manifest import PARTIAL, replacing
+from pretrain.data.manifest import PARTIAL, lock_alone, replacing
 from pretrain.errors import InputError
 
 CONFIG = "config.gin"
@@ -84,7 +83,7 @@ def held(model_dir: Path) -> Iterator[None]:
         lock = (model_dir / LOCK).open("a+")
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_alone(lock)
         except BlockingIOError:
             lock.seek(0)
             who = lock.read() or "one that just began"

@@ -1,5 +1,6 @@
 """Model dirs that are none, lack what is asked for, or hold another run; and prompts that cannot be."""
 
+import contextlib
 import shutil
 from pathlib import Path
 
@@ -150,3 +151,40 @@ def test_prompts_and_samplings_that_cannot_be(call, spans, options, said):
 )
 def test_prompts_that_a_decoder_cannot_continue(call, causal, options, said):
     call("generate", causal, *options).is_refused(said)
+
+
+def test_another_config_that_came_meanwhile_is_refused_under_the_lock(resume, monkeypatch):
+    """The one that held the model dir when this command looked has saved and gone when it gets the lock."""
+    from pretrain.training import model_dirs
+
+    hold = model_dirs.held
+
+    @contextlib.contextmanager
+    def held(model_dir):
+        with hold(model_dir):
+            config = model_dir / "config.gin"
+            config.write_text(config.read_text().replace("peak = 0.001", "peak = 0.25"))
+            yield
+
+    monkeypatch.setattr(model_dirs, "held", held)
+    resume(settings={"STEPS": 2}).is_refused("holds a run with another config", "peak = 0.25")
+
+
+def test_a_lock_that_was_removed_is_nobodys(tmp_path):
+    """Whoever removed it has gone, and a third run may have made one of the same name."""
+    from pretrain.data.manifest import lock_alone
+
+    with (tmp_path / "lock").open("w") as file:
+        lock_alone(file)
+    with (tmp_path / "lock").open("w") as file:
+        (tmp_path / "lock").unlink()
+        with pytest.raises(BlockingIOError):
+            lock_alone(file)
+
+
+def test_a_model_dir_without_its_config_says_where_another_is(call, spans):
+    shutil.copytree(spans, "model")
+    Path("model/config.gin").unlink()
+    call("evaluate", "model").is_refused(
+        "no config.gin: bring it back", "model/checkpoints/2/config/metadata"
+    )
