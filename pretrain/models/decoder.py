@@ -12,6 +12,8 @@ from flax import nnx
 
 from pretrain.errors import InputError
 from pretrain.models import attention, layers
+from pretrain.models.backends import Seen
+from pretrain.models.masks import Mask
 from pretrain.models.transformer import DTYPES, Stack, StackConfig, check_sizes
 
 Batch = Mapping[str, jax.Array]
@@ -38,6 +40,8 @@ class DecoderConfig:
     remat: str = "none"
     remat_keep: tuple[str, ...] = ()
     remat_offload: tuple[str, ...] = ()
+    attention: str = "plain"
+    attention_chunk: int = 512
 
     def __post_init__(self):
         check_sizes(self)
@@ -52,6 +56,7 @@ class DecoderConfig:
             activation=self.activation, positions="rotary", dropout=self.dropout,
             norm_epsilon=self.norm_epsilon, rotary_theta=self.rotary_theta, remat=self.remat,
             remat_keep=tuple(self.remat_keep), remat_offload=tuple(self.remat_offload),
+            attention=self.attention, attention_chunk=self.attention_chunk,
         )  # fmt: skip
 
     def build(self, key: jax.Array) -> "Decoder":
@@ -87,20 +92,19 @@ class Decoder(nnx.Module):
         gives one, `decoder_prefix_mask`: the input positions that all of their segment may see.
         """
         segments = batch["decoder_segment_ids"]
-        mask = attention.same_segment(segments, segments)
-        mask &= attention.causal(segments.shape[1], batch.get("decoder_prefix_mask"))
+        seen = Mask.of(segments, causal=True, prefix_BK=batch.get("decoder_prefix_mask"))
         x_BLD, _ = self.hidden(
-            batch["decoder_input_tokens"], mask=mask, positions_BL=batch["decoder_positions"], key=key
+            batch["decoder_input_tokens"], seen=seen, positions_BL=batch["decoder_positions"], key=key
         )
         return x_BLD
 
     def hidden(
-        self, tokens_BL: jax.Array, *, mask: jax.Array, positions_BL: jax.Array,
+        self, tokens_BL: jax.Array, *, seen: Seen, positions_BL: jax.Array,
         key: jax.Array | None = None, cache: attention.Cache = attention.NO_CACHE, index: jax.Array | int = 0,
     ) -> tuple[jax.Array, attention.Cache]:  # fmt: skip
         x_BLD = self.embedding(tokens_BL, DTYPES[self.config.dtype])
         return self.stack(
-            x_BLD, mask_BLK=mask, bias_NLK=None, positions_BL=positions_BL, key=key, cache=cache, index=index
+            x_BLD, seen=seen, bias=None, positions_BL=positions_BL, key=key, cache=cache, index=index
         )
 
     def logits(self, x_BLD: jax.Array) -> jax.Array:
@@ -121,6 +125,6 @@ class Decoder(nnx.Module):
     ) -> tuple[jax.Array, attention.Cache]:  # fmt: skip
         """Logits [B, L, V] of `tokens` written into the cache at `index`, each seeing the slots in `seen`."""
         x_BLD, cache = self.hidden(
-            tokens_BL, mask=seen_BLS, positions_BL=positions_BL, cache=cache, index=index
+            tokens_BL, seen=seen_BLS, positions_BL=positions_BL, cache=cache, index=index
         )
         return self.logits(x_BLD), cache

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from pretrain.models import attention, layers
+from pretrain.models.backends import Seen
+from pretrain.models.masks import Mask
 from pretrain.models.transformer import DTYPES, Stack, StackConfig, check_sizes
 
 Batch = Mapping[str, jax.Array]
@@ -39,6 +41,8 @@ class EncoderDecoderConfig:
     remat: str = "none"
     remat_keep: tuple[str, ...] = ()
     remat_offload: tuple[str, ...] = ()
+    attention: str = "plain"
+    attention_chunk: int = 512
 
     def __post_init__(self):
         check_sizes(self)
@@ -51,6 +55,7 @@ class EncoderDecoderConfig:
             norm_epsilon=self.norm_epsilon, relative_buckets=self.relative_buckets,
             relative_max_distance=self.relative_max_distance, remat=self.remat,
             remat_keep=tuple(self.remat_keep), remat_offload=tuple(self.remat_offload),
+            attention=self.attention, attention_chunk=self.attention_chunk,
             cross_attention=decodes, bidirectional=not decodes,
         )  # fmt: skip
 
@@ -98,8 +103,8 @@ class EncoderDecoder(nnx.Module):
         x_BLD, _ = self.hidden(
             batch["decoder_input_tokens"],
             encoded_BED,
-            mask_BLK=attention.same_segment(segments, segments) & attention.causal(length),
-            memory_mask_BLE=attention.same_segment(segments, batch["encoder_segment_ids"]),
+            seen=Mask.of(segments, causal=True),
+            memory_seen=Mask.of(segments, batch["encoder_segment_ids"]),
             positions_L=jnp.arange(length),
             key_positions_K=jnp.arange(length),
             key=decoder_key,
@@ -117,26 +122,26 @@ class EncoderDecoder(nnx.Module):
         position = jnp.arange(segments.shape[1])
         x_BED, _ = self.encoder(
             self.embedding(batch["encoder_input_tokens"], DTYPES[self.config.dtype]),
-            mask_BLK=attention.same_segment(segments, segments),
-            bias_NLK=self.encoder.bias(position, position),
+            seen=Mask.of(segments),
+            bias=self.encoder.bias(position, position),
             positions_BL=batch["encoder_positions"],
             key=key,
         )
         return x_BED
 
     def hidden(
-        self, tokens_BL: jax.Array, encoded_BED: jax.Array, *, mask_BLK: jax.Array,
-        memory_mask_BLE: jax.Array, positions_L: jax.Array, key_positions_K: jax.Array,
+        self, tokens_BL: jax.Array, encoded_BED: jax.Array, *, seen: Seen,
+        memory_seen: Seen, positions_L: jax.Array, key_positions_K: jax.Array,
         key: jax.Array | None = None, cache: attention.Cache = attention.NO_CACHE,
         index: jax.Array | int = 0,
     ) -> tuple[jax.Array, attention.Cache]:  # fmt: skip
         return self.decoder(
             self.embedding(tokens_BL, DTYPES[self.config.dtype]),
-            mask_BLK=mask_BLK,
-            bias_NLK=self.decoder.bias(positions_L, key_positions_K),
+            seen=seen,
+            bias=self.decoder.bias(positions_L, key_positions_K),
             positions_BL=jnp.broadcast_to(positions_L, tokens_BL.shape),
             memory_BKD=encoded_BED,
-            memory_mask_BLK=memory_mask_BLE,
+            memory_seen=memory_seen,
             key=key,
             cache=cache,
             index=index,
@@ -161,8 +166,8 @@ class EncoderDecoder(nnx.Module):
         x_BLD, cache = self.hidden(
             tokens_BL,
             encoded_BED,
-            mask_BLK=jnp.broadcast_to(seen, (tokens_BL.shape[0], length, slots)),
-            memory_mask_BLE=attention.same_segment(jnp.ones_like(tokens_BL), encoder_segments_BE),
+            seen=jnp.broadcast_to(seen, (tokens_BL.shape[0], length, slots)),
+            memory_seen=Mask.of(jnp.ones_like(tokens_BL), encoder_segments_BE),
             positions_L=positions,
             key_positions_K=jnp.arange(slots),
             cache=cache,

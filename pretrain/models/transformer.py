@@ -14,20 +14,25 @@ import jax.numpy as jnp
 from flax import nnx
 
 from pretrain.errors import InputError
-from pretrain.models import attention, layers
+from pretrain.models import attention, backends, layers
+from pretrain.models.backends import Offset, Seen
+from pretrain.models.masks import Bias
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 REMAT = ("none", "full", "dots", "names")
 # What `remat="names"` can keep of a block: heads, what attention mixes and returns, the halves of the MLP.
 NAMES = ("query", "key", "value", "mixed", "out", "gate", "up")
+KNOWN = {
+    "activation": layers.ACTIVATIONS, "remat": REMAT, "dtype": DTYPES, "attention": backends.NAMES,
+}  # fmt: skip
 
 
 def check_sizes(config: Any) -> None:
     """Raises InputError for a field of a model config that no model can have."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        known = {"activation": layers.ACTIVATIONS, "remat": REMAT, "dtype": DTYPES}.get(field.name)
+        known = KNOWN.get(field.name)
         if known is not None and value not in known:
             raise InputError(f"Model {field.name}={value!r} is not one of {', '.join(known)}.")
         if field.name in ("remat_keep", "remat_offload") and not set(value) <= set(NAMES):
@@ -39,6 +44,7 @@ def check_sizes(config: Any) -> None:
             f"Model remat={config.remat!r} with remat_keep={config.remat_keep} and "
             f"remat_offload={config.remat_offload}: names go with remat='names', and it needs some."
         )
+    backends.check(config)
     if not 0 <= config.dropout < 1:
         raise InputError(f"Model dropout={config.dropout} must be in [0, 1).")
     buckets, farthest = getattr(config, "relative_buckets", 4), getattr(config, "relative_max_distance", 3)
@@ -69,6 +75,8 @@ class StackConfig:
     remat: str = "none"
     remat_keep: tuple[str, ...] = ()
     remat_offload: tuple[str, ...] = ()
+    attention: str = "plain"
+    attention_chunk: int = 512
     cross_attention: bool = False
     bidirectional: bool = False
 
@@ -120,7 +128,8 @@ class Block(nnx.Module):
         def make_attention(key: jax.Array, theta: float | None) -> attention.Attention:
             return attention.Attention(
                 config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim,
-                scaled=not relative, theta=theta, dropout=config.dropout, key=key,
+                scaled=not relative, theta=theta, dropout=config.dropout, backend=config.attention,
+                chunk=config.attention_chunk, key=key,
             )  # fmt: skip
 
         def make_norm() -> layers.RMSNorm:
@@ -143,18 +152,18 @@ class Block(nnx.Module):
 
     def __call__(
         self, x_BLD: jax.Array, key: jax.Array | None, cache: attention.Cache, *,
-        index: jax.Array | int, mask: jax.Array, bias: jax.Array | None, positions: jax.Array,
-        memory: jax.Array | None, memory_mask: jax.Array | None,
+        index: jax.Array | int, seen: Seen, bias: Offset, positions: jax.Array,
+        memory: jax.Array | None, memory_seen: Seen | None,
     ) -> tuple[jax.Array, attention.Cache]:  # fmt: skip
         keys = layers.split(key, 6)
         drop = self.config.dropout
         h = self.attention_norm(x_BLD)
         h, cache = self.attention(
-            h, h, mask_BQK=mask, bias_NQK=bias, positions_BQ=positions, key=keys[0], cache=cache, index=index
+            h, h, seen=seen, bias=bias, positions_BQ=positions, key=keys[0], cache=cache, index=index
         )
         x_BLD += layers.dropout(h, drop, keys[1])
-        if memory is not None and memory_mask is not None:
-            h, _ = self.cross_attention(self.cross_norm(x_BLD), memory, mask_BQK=memory_mask, key=keys[2])
+        if memory is not None and memory_seen is not None:
+            h, _ = self.cross_attention(self.cross_norm(x_BLD), memory, seen=memory_seen, key=keys[2])
             x_BLD += layers.dropout(h, drop, keys[3])
         h = self.mlp(self.mlp_norm(x_BLD), keys[4])
         return x_BLD + layers.dropout(h, drop, keys[5]), cache
@@ -176,26 +185,30 @@ class Stack(nnx.Module):
         )
         self.final_norm = layers.RMSNorm(config.embed_dim, epsilon=config.norm_epsilon)
 
-    def bias(self, query_positions_Q: jax.Array, key_positions_K: jax.Array) -> jax.Array | None:
-        """The position bias [N, Q, K] that all layers share, None where positions are rotary."""
+    def bias(self, query_positions_Q: jax.Array, key_positions_K: jax.Array) -> Bias | None:
+        """The position bias that all layers share, None where positions are rotary."""
         if self.config.positions != "relative":
             return None
         return self.relative_bias(query_positions_Q, key_positions_K)
 
     def __call__(
-        self, x_BLD: jax.Array, *, mask_BLK: jax.Array, bias_NLK: jax.Array | None, positions_BL: jax.Array,
-        memory_BKD: jax.Array | None = None, memory_mask_BLK: jax.Array | None = None,
+        self, x_BLD: jax.Array, *, seen: Seen, bias: Offset, positions_BL: jax.Array,
+        memory_BKD: jax.Array | None = None, memory_seen: Seen | None = None,
         key: jax.Array | None = None, cache: attention.Cache = attention.NO_CACHE, index: jax.Array | int = 0,
     ) -> tuple[jax.Array, attention.Cache]:  # fmt: skip
         """Hidden states [B, L, D] after the final norm, and the caches with this call's keys and values."""
         first, last, scanned = layers.split(key, 3)
         layer_keys = None if scanned is None else jax.random.split(scanned, self.config.num_layers)
 
+        if self.config.attention == "plain" or cache:  # once for all layers
+            seen, bias = backends.written_out(seen, bias)
+            memory_seen = memory_seen and backends.written_out(memory_seen, None)[0]
+
         def body(x_BLD, layer):
             block, key, cache = layer
             return block(
-                x_BLD, key, cache, index=index, mask=mask_BLK, bias=bias_NLK, positions=positions_BL,
-                memory=memory_BKD, memory_mask=memory_mask_BLK,
+                x_BLD, key, cache, index=index, seen=seen, bias=bias, positions=positions_BL,
+                memory=memory_BKD, memory_seen=memory_seen,
             )  # fmt: skip
 
         x_BLD = layers.dropout(x_BLD, self.config.dropout, first)

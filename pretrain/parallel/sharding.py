@@ -11,7 +11,7 @@ import contextvars
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -197,3 +197,25 @@ def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
     """`x`, moved if it must be to lie by `axes`."""
     wanted = spec(axes)
     return x if wanted is None else jax.sharding.reshard(x, wanted)
+
+
+def shares(axis: str) -> int:
+    """Into how many parts a logical axis is cut under the current layout."""
+    rules = _rules.get()
+    return 1 if rules is None else rules.shares(axis, jax.sharding.get_abstract_mesh().shape)
+
+
+def each_device(
+    function: Callable[..., jax.Array], axes: Sequence[Sequence[str | None]], result: Sequence[str | None]
+) -> Callable[..., jax.Array]:
+    """`function` of what each device has of its arguments, whose logical axes are `axes`: a kernel's way."""
+    rules = _rules.get()
+    if rules is None:
+        return function
+    specs = tuple(rules.spec(each) for each in axes)
+
+    def placed(*arrays: jax.Array) -> jax.Array:
+        moved = [constrain(array, each) for array, each in zip(arrays, axes, strict=True)]
+        return jax.shard_map(function, in_specs=specs, out_specs=rules.spec(result), check_vma=False)(*moved)
+
+    return placed

@@ -33,34 +33,42 @@ def influence(config, batch, feature: str) -> np.ndarray:
     return np.asarray(jnp.abs(jacobian).sum(-1) > 0)
 
 
+BACKENDS = pytest.mark.parametrize(
+    "attention", [{}, {"attention": "chunked", "attention_chunk": 4}], ids=["plain", "chunked"]
+)
+
+
+@BACKENDS
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("family", ["decoder", "encoder_decoder"])
-def test_decoder_sees_its_segment_up_to_itself(family, packed, tiny_config, token_batch):
+def test_decoder_sees_its_segment_up_to_itself(family, packed, attention, tiny_config, token_batch):
     batch = token_batch(family, packed=packed)
     segment = batch["decoder_segment_ids"][0]
-    seen = influence(tiny_config(family), batch, "decoder_input_tokens")
+    seen = influence(tiny_config(family, **attention), batch, "decoder_input_tokens")
     causal = np.tril(np.ones((len(segment), len(segment)), bool))
     expected = causal & (segment[:, None] == segment[None, :])
     real = segment > 0
     assert (seen[real] == expected[real]).all()
 
 
+@BACKENDS
 @pytest.mark.parametrize("packed", [False, True])
-def test_decoder_sees_all_of_its_own_input_and_no_other(packed, tiny_config, token_batch):
+def test_decoder_sees_all_of_its_own_input_and_no_other(packed, attention, tiny_config, token_batch):
     batch = token_batch("encoder_decoder", packed=packed)
-    seen = influence(tiny_config("encoder_decoder"), batch, "encoder_input_tokens")
+    seen = influence(tiny_config("encoder_decoder", **attention), batch, "encoder_input_tokens")
     decoder, encoder = batch["decoder_segment_ids"][0], batch["encoder_segment_ids"][0]
     real = decoder > 0
     assert (seen[real] == (decoder[:, None] == encoder[None, :])[real]).all()
 
 
-def test_prefix_is_seen_whole_and_nothing_else_is(tiny_config, token_batch):
+@BACKENDS
+def test_prefix_is_seen_whole_and_nothing_else_is(attention, tiny_config, token_batch):
     batch = token_batch("decoder", packed=True)
     prefix = np.zeros_like(batch["decoder_segment_ids"])
     prefix[:, :3] = 1  # the first segment is positions 0..6, the second 7..12
     prefix[:, 7:9] = 1
     batch["decoder_prefix_mask"] = prefix
-    seen = influence(tiny_config("decoder"), batch, "decoder_input_tokens")
+    seen = influence(tiny_config("decoder", **attention), batch, "decoder_input_tokens")
     segment = batch["decoder_segment_ids"][0]
     causal = np.tril(np.ones((len(segment), len(segment)), bool)) | (prefix[0] > 0)[None, :]
     expected = causal & (segment[:, None] == segment[None, :])

@@ -1,0 +1,197 @@
+"""softmax(q k + bias, where the mask lets it) v, in several ways that give the same.
+
+Shapes: B batch, Q queries, K keys, N heads, M key/value heads, G = N / M queries that share a key head,
+H head_dim. Queries are scaled by the caller; the softmax is float32.
+
+A backend that cannot do what it is asked refuses, in `check` before anything is traced where it can be known
+there: one that leaves out a mask trains on what it must not see, and nobody is told
+(https://github.com/AI-Hypercomputer/maxtext/issues/4476).
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from pretrain.errors import InputError
+from pretrain.models import layers
+from pretrain.models.masks import Bias, Mask, Parts, cut, joined
+from pretrain.parallel import sharding
+
+HEADS = ("batch", "length", "heads", "head_dim")
+
+Seen = Mask | jax.Array  # written out: bool [B, Q, K]
+Offset = Bias | jax.Array | None  # written out: float32 [N, Q, K]
+
+
+def written_out(seen: Seen, bias: Offset) -> tuple[jax.Array, jax.Array | None]:
+    mask = seen.written_out() if isinstance(seen, Mask) else seen
+    return mask, bias.written_out() if isinstance(bias, Bias) else bias
+
+
+def plain(
+    query_BQNH: jax.Array, key_BKMH: jax.Array, value_BKMH: jax.Array, seen: Seen, bias: Offset, *,
+    dropout: float = 0.0, key: jax.Array | None = None,
+) -> jax.Array:  # fmt: skip
+    """[B, Q, N, H], the scores [B, N, Q, K] in memory: the reference.
+
+    Where the length is cut, queries stay and keys and values are gathered: exact, and the memory of the
+    scores is shared.
+    """
+    mask_BQK, bias_NQK = written_out(seen, bias)
+    B, Q, N, H = query_BQNH.shape
+    M = key_BKMH.shape[2]
+    grouped_axes = ("batch", "length", "heads", None, None)
+    query = sharding.reshape(query_BQNH, (B, Q, M, N // M, H), grouped_axes)
+    scores_axes = ("batch", "heads", None, "length", None)
+    scores = sharding.einsum("BQMGH,BKMH->BMGQK", query, key_BKMH, axes=scores_axes, dtype=jnp.float32)
+    if bias_NQK is not None:
+        bias_axes = ("heads", None, "length", None)
+        scores += sharding.reshape(bias_NQK, (M, N // M, *bias_NQK.shape[1:]), bias_axes)
+    scores = jnp.where(mask_BQK[:, None, None], scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value_BKMH.dtype)
+    weights = layers.dropout(weights, dropout, key)
+    mixed = sharding.einsum("BMGQK,BKMH->BQMGH", weights, value_BKMH, axes=grouped_axes)
+    return sharding.reshape(mixed, (B, Q, N, H), HEADS)
+
+
+def chunked(
+    query_BQNH: jax.Array, key_BKMH: jax.Array, value_BKMH: jax.Array, seen: Seen, bias: Offset, *,
+    dropout: float = 0.0, key: jax.Array | None = None, size: int = 512,
+) -> jax.Array:  # fmt: skip
+    """`plain` for at most about `size` queries at a time, each computed again in the backward pass.
+
+    The memory is linear in the length: scores [B, N, size, K]. Exact, since every query sees all its keys at
+    once; dropout draws other bits than `plain`.
+    """
+    Q = query_BQNH.shape[1]
+    most = Q // sharding.shares("length")  # parts, where every device has queries of each
+    fitting = (parts for parts in range(-(-Q // size), most) if Q % parts == 0 and most % parts == 0)
+    number = next(fitting, most)
+    if number == 1:
+        return plain(query_BQNH, key_BKMH, value_BKMH, seen, bias, dropout=dropout, key=key)
+
+    @jax.checkpoint
+    def part(carry: None, each: Any) -> tuple[None, jax.Array]:
+        index, query, of_mask, of_bias = each
+        own = None if key is None else jax.random.fold_in(key, index)
+        seen, bias = mask_of(of_mask), bias_of(of_bias)
+        return None, plain(query, key_BKMH, value_BKMH, seen, bias, dropout=dropout, key=own)
+
+    of_masks, mask_of = _parts(seen, number, ("batch", "length", None))
+    of_biases, bias_of = _parts(bias, number, ("heads", "length", None))
+    queries = cut(query_BQNH, number, HEADS, 1)
+    _, mixed = jax.lax.scan(part, None, (jnp.arange(number), queries, of_masks, of_biases))
+    return joined(mixed, HEADS, 1)
+
+
+def _parts(x: Seen | Offset, number: int, axes: tuple[str | None, ...]) -> Parts:
+    if isinstance(x, Mask | Bias):
+        return x.parts(number)
+    return (None if x is None else cut(x, number, axes, 1)), lambda part: part
+
+
+def cudnn(
+    query_BQNH: jax.Array, key_BKMH: jax.Array, value_BKMH: jax.Array, seen: Seen, bias: Offset, *,
+    dropout: float = 0.0, key: jax.Array | None = None, implementation: Literal["cudnn", "xla"] = "cudnn",
+) -> jax.Array:  # fmt: skip
+    """cuDNN's fused kernel, on GPUs; mask and bias are written out, the scores never are."""
+    if dropout and key is not None:
+        raise InputError("attention='cudnn' has no dropout: set dropout to 0, or take 'chunked'.")
+    mask_BQK, bias_NQK = written_out(seen, bias)
+
+    def local(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, *bias: jax.Array):
+        return jax.nn.dot_product_attention(
+            query, key, value, bias[0][None].astype(query.dtype) if bias else None, mask[:, None], scale=1.0,
+            implementation=implementation,
+        )  # fmt: skip
+
+    whole = ("batch", None, "heads", None)
+    axes: list[tuple[str | None, ...]] = [HEADS, whole, whole, ("batch", "length", None)]
+    biases = [] if bias_NQK is None else [bias_NQK]
+    axes += [("heads", "length", None)] * len(biases)
+    return sharding.each_device(local, axes, HEADS)(query_BQNH, key_BKMH, value_BKMH, mask_BQK, *biases)
+
+
+LANES = 128  # what the TPU kernel's sizes are multiples of
+
+
+def splash(
+    query_BQNH: jax.Array, key_BKMH: jax.Array, value_BKMH: jax.Array, seen: Seen, bias: Offset, *,
+    dropout: float = 0.0, key: jax.Array | None = None, interpret: bool = False,
+) -> jax.Array:  # fmt: skip
+    """The Pallas kernel that comes with JAX, on TPUs: it skips the blocks that nobody sees."""
+    _check_splash(query_BQNH.shape, key_BKMH.shape, seen, bias, dropout if key is not None else 0.0)
+    assert isinstance(seen, Mask)
+    causal = seen.causal
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    def local(query: jax.Array, key: jax.Array, value: jax.Array, queries: jax.Array, keys: jax.Array):
+        (B, Q, N, H), (_, K, M, _) = query.shape, key.shape
+        of_a_head = masks.CausalMask((Q, K)) if causal else masks.FullMask((Q, K))
+        size = next(size for size in (512, 256, LANES) if Q % size == 0 and K % size == 0)
+        blocks = kernels.BlockSizes(
+            block_q=size, block_kv=size, block_kv_compute=size, block_q_dkv=size, block_kv_dkv=size,
+            block_kv_dkv_compute=size, block_q_dq=size, block_kv_dq=size,
+        )  # fmt: skip
+        kernel = kernels.make_splash_mqa(
+            masks.MultiHeadMask([of_a_head] * (N // M)), block_sizes=blocks, head_shards=1, q_seq_shards=1,
+            interpret=interpret,
+        )  # fmt: skip
+        grouped = query.reshape(B, Q, M, N // M, H).transpose(0, 2, 3, 1, 4)  # [B, M, G, Q, H]
+        segments = kernels.SegmentIds(queries, keys)
+        of_a_key_head = jax.vmap(kernel, in_axes=(0, 0, 0, None))
+        mixed = jax.vmap(of_a_key_head)(
+            grouped, key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3), segments
+        )
+        return mixed.transpose(0, 3, 1, 2, 4).reshape(B, Q, N, H).astype(query.dtype)
+
+    rows = ("batch", None)
+    whole = (*rows, "heads", None)
+    axes = [whole, whole, whole, rows, rows]
+    arrays = (query_BQNH, key_BKMH, value_BKMH, seen.query_segments, seen.key_segments)
+    return sharding.each_device(local, axes, whole)(*arrays)
+
+
+def _check_splash(
+    query_shape: tuple[int, ...], key_shape: tuple[int, ...], seen: Seen, bias: Offset, dropout: float
+) -> None:
+    """Raises InputError for what the kernel cannot express."""
+    reason = {
+        "no position bias": bias is not None,
+        "no dropout": dropout > 0,
+        "no prefix": isinstance(seen, Mask) and seen.prefix is not None,
+        "no mask but segments and causal": not isinstance(seen, Mask),
+        f"no head_dim of {query_shape[3]}, which is no multiple of {LANES}": query_shape[3] % LANES,
+        f"no lengths of {query_shape[1]} and {key_shape[1]}, which are no multiples of {LANES}":
+            query_shape[1] % LANES or key_shape[1] % LANES,
+        "no length that is cut along the mesh": sharding.shares("length") > 1,
+    }  # fmt: skip
+    for name, wrong in reason.items():
+        if wrong:
+            raise InputError(f"attention='splash' takes {name}: use attention='chunked'.")
+
+
+Backend = Callable[..., jax.Array]
+NAMES: dict[str, Backend] = {"plain": plain, "chunked": chunked, "cudnn": cudnn, "splash": splash}
+
+
+def named(name: str, chunk: int) -> Backend:
+    return functools.partial(chunked, size=chunk) if name == "chunked" else NAMES[name]
+
+
+def check(config: Any) -> None:
+    """Raises InputError for a model config that its backend can never serve."""
+    fused = config.attention in ("cudnn", "splash")
+    if fused and config.dropout > 0:
+        raise InputError(
+            f"Model attention={config.attention!r} has no dropout, but dropout={config.dropout}: set it to "
+            "0, or take 'chunked'."
+        )
+    if config.attention == "splash" and hasattr(config, "relative_buckets"):
+        raise InputError("Model attention='splash' takes no position bias, and T5 has one: take 'chunked'.")
+    if config.attention == "cudnn" and config.dtype != "bfloat16":
+        raise InputError(f"Model attention='cudnn' needs dtype='bfloat16', not {config.dtype!r}.")

@@ -1,0 +1,184 @@
+"""All ways to attend give the same, see the same, and refuse what they cannot do."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pretrain.errors import InputError
+from pretrain.models import backends
+from pretrain.models.masks import Bias, Mask
+from pretrain.parallel import sharding
+from pretrain.parallel.mesh import MeshConfig
+
+B, N, M, H = 2, 4, 2, 8
+
+
+def arrays(length: int, heads=(N, M), head_dim=H, batch=B, seed=0):
+    rng = np.random.RandomState(seed)
+    sizes = ((batch, length, heads[0], head_dim), (batch, length, heads[1], head_dim))
+    query, key, value = (rng.randn(*sizes[at]).astype(np.float32) for at in (0, 1, 1))
+    return query * head_dim**-0.5, key, value
+
+
+def segments(length: int, batch=B) -> np.ndarray:
+    """Two documents and some padding, elsewhere in each row."""
+    rows = [[length // 2 - row, length // 4 + row] for row in range(batch)]
+    ids = [np.pad(np.repeat([1, 2], row), (0, length - sum(row))) for row in rows]
+    return np.stack(ids).astype(np.int32)
+
+
+def masks(length: int) -> dict[str, Mask]:
+    ids = segments(length)
+    prefix = np.zeros_like(ids)
+    prefix[:, :3] = 1
+    return {
+        "segments": Mask.of(ids),
+        "causal": Mask.of(ids, causal=True),
+        "prefix": Mask.of(ids, causal=True, prefix_BK=jnp.asarray(prefix)),
+    }
+
+
+def bias(length: int) -> Bias:
+    table = jnp.asarray(np.random.RandomState(1).randn(8, N), jnp.float32)
+    at = jnp.arange(length)
+    return Bias(table=table, query_positions=at, key_positions=at, bidirectional=True, max_distance=16)
+
+
+CHUNKED = functools.partial(backends.chunked, size=4)
+# cuDNN is not here: the same call by XLA shows that mask, bias and heads arrive as they must.
+FUSED = functools.partial(backends.cudnn, implementation="xla")
+SPLASH = functools.partial(backends.splash, interpret=True)
+
+
+def both(backend, inputs, seen, offset=None):
+    """What a backend gives, and the gradient of a sum of it that weighs every element differently."""
+    weights = jnp.asarray(np.random.RandomState(2).randn(*inputs[0].shape), jnp.float32)
+
+    def total(inputs, offset):
+        mixed = backend(*inputs, seen, offset)
+        real = (seen.query_segments > 0)[:, :, None, None]
+        return jnp.sum(jnp.where(real, mixed * weights, 0)), jnp.where(real, mixed, 0)
+
+    return jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True, allow_int=True))(inputs, offset)
+
+
+def assert_same(one, other):
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        if a.dtype == jnp.float32:
+            np.testing.assert_allclose(a, b, atol=5e-5)
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("kind", ["segments", "causal", "prefix"])
+@pytest.mark.parametrize("backend", [CHUNKED, FUSED], ids=["chunked", "fused"])
+def test_values_and_gradients_are_those_of_plain(backend, kind, with_bias):
+    inputs, seen = arrays(24), masks(24)[kind]
+    offset = bias(24) if with_bias else None
+    assert_same(both(backend, inputs, seen, offset), both(backends.plain, inputs, seen, offset))
+
+
+@pytest.mark.parametrize("kind", ["segments", "causal"])
+def test_the_tpu_kernel_gives_what_plain_gives(kind):
+    inputs = arrays(256, head_dim=128)
+    seen = masks(256)[kind]
+    assert_same(both(SPLASH, inputs, seen), both(backends.plain, inputs, seen))
+
+
+@pytest.mark.parametrize("name", ["plain", "chunked", "fused", "splash"])
+def test_no_backend_lets_a_gradient_through_that_must_not_be(name):
+    """Exactly zero, for the keys and values that a query must not see."""
+    backend = {"plain": backends.plain, "chunked": CHUNKED, "fused": FUSED, "splash": SPLASH}[name]
+    length = 256 if name == "splash" else 24
+    inputs = arrays(length, head_dim=128 if name == "splash" else H)
+    seen = masks(length)["causal"]
+    written = np.asarray(seen.written_out())
+    for at in (1, length // 2 + 1):  # of the first and the second document
+
+        def mixed(key, value, at=at):
+            return jnp.sum(backend(inputs[0], key, value, seen, None)[:, at])
+
+        for gradient in jax.grad(mixed, argnums=(0, 1))(*inputs[1:]):
+            reached = np.abs(np.asarray(gradient)).sum((2, 3)) > 0
+            assert not (reached & ~written[:, at]).any()
+            assert reached.any()
+
+
+@pytest.mark.parametrize("backend", [backends.plain, CHUNKED, FUSED], ids=["plain", "chunked", "fused"])
+@pytest.mark.parametrize("axes", [{"data": 2, "tensor": 2}, {"data": 1, "context": 2, "tensor": 2}])
+def test_a_mesh_changes_nothing(backend, axes):
+    inputs, seen, offset = arrays(24), masks(24)["prefix"], bias(24)
+    alone = backend(*inputs, seen, offset)
+    config = MeshConfig(**axes)
+    mesh = config.build(jax.devices()[:4])
+    with sharding.layout(mesh, sharding.Rules()):
+        placed = [sharding.constrain(jnp.asarray(x), ("batch", "length", "heads", None)) for x in inputs]
+        rows = [sharding.constrain(jnp.asarray(segments(24)), ("batch", "length"))]
+        prefix = sharding.constrain(jnp.asarray(masks(24)["prefix"].prefix), ("batch", "length"))
+        across = jax.jit(
+            lambda q, k, v, ids, prefix, table: backend(
+                q, k, v, Mask.of(ids, causal=True, prefix_BK=prefix), offset_of(table)
+            )
+        )(*placed, *rows, prefix, offset.table)
+    real = np.asarray(segments(24) > 0)
+    np.testing.assert_allclose(np.asarray(across)[real], np.asarray(alone)[real], atol=2e-5)
+
+
+def offset_of(table) -> Bias:
+    at = jnp.arange(24)
+    return Bias(table=table, query_positions=at, key_positions=at, bidirectional=True, max_distance=16)
+
+
+def test_the_memory_of_chunks_is_linear_in_the_length():
+    def temporaries(backend, length):
+        shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays(length, batch=1)]
+        ids = jax.ShapeDtypeStruct((1, length), jnp.int32)
+
+        def loss(q, k, v, ids):
+            return jnp.sum(backend(q, k, v, Mask.of(ids, causal=True), None))
+
+        compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*shapes, ids).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    chunks = functools.partial(backends.chunked, size=64)
+    assert temporaries(backends.plain, 2048) > 3 * temporaries(backends.plain, 1024)
+    assert temporaries(chunks, 2048) < 2.5 * temporaries(chunks, 1024)
+    assert temporaries(chunks, 2048) < temporaries(backends.plain, 2048) / 8
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"offset": True}, "takes no position bias"),
+        ({"kind": "prefix"}, "takes no prefix"),
+        ({"dropout": 0.1}, "takes no dropout"),
+        ({"head_dim": 64}, "takes no head_dim of 64"),
+        ({"length": 200}, "takes no lengths of 200 and 200"),
+    ],
+)
+def test_what_the_tpu_kernel_cannot_do_it_refuses(change, said):
+    given = {"length": 256, "kind": "causal", "offset": False, "dropout": 0.0, "head_dim": 128, **change}
+    length = given["length"]
+    offset = bias(length) if given["offset"] else None
+    with pytest.raises(InputError, match=f"attention='splash' {said}.*: use attention='chunked'"):
+        backends.splash(
+            *arrays(length, head_dim=given["head_dim"]), masks(length)[given["kind"]], offset,
+            dropout=given["dropout"], key=jax.random.key(0),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "said"),
+    [
+        ("decoder", {"attention": "flash"}, "attention='flash' is not one of plain, chunked, cudnn, splash"),
+        ("decoder", {"attention": "splash", "dropout": 0.1}, "'splash' has no dropout, but dropout=0.1"),
+        ("decoder", {"attention": "cudnn"}, "'cudnn' needs dtype='bfloat16', not 'float32'"),
+        ("encoder_decoder", {"attention": "splash"}, "'splash' takes no position bias, and T5 has one"),
+        ("decoder", {"attention_chunk": 0}, "attention_chunk=0 must be at least 1"),
+    ],
+)
+def test_a_model_that_its_backend_cannot_serve_is_refused(family, change, said, tiny_config):
+    with pytest.raises(InputError, match=said):
+        tiny_config(family, **change)
