@@ -12,6 +12,7 @@ from pretrain.models import backends
 from pretrain.models.masks import Bias, Mask
 from pretrain.parallel import sharding
 from pretrain.parallel.mesh import MeshConfig
+from pretrain.parallel.topologies import Topology
 
 B, N, M, H = 2, 4, 2, 8
 
@@ -182,3 +183,23 @@ def test_what_the_tpu_kernel_cannot_do_it_refuses(change, said):
 def test_a_model_that_its_backend_cannot_serve_is_refused(family, change, said, tiny_config):
     with pytest.raises(InputError, match=said):
         tiny_config(family, **change)
+
+
+def test_the_tpu_kernel_compiles_for_a_slice(tpu_compiler):
+    """With batch and heads cut, and its backward pass, by the compiler of the TPU itself."""
+    mesh, rules = MeshConfig(data=2, tensor=2).build(Topology("v5e:2x2").devices()), sharding.Rules()
+
+    def shape(sizes, dtype, axes):
+        return jax.ShapeDtypeStruct(sizes, dtype, sharding=sharding.named(mesh, rules, axes))
+
+    def loss(query, key, value, ids):
+        mixed = backends.splash(query, key, value, Mask.of(ids, causal=True), None)
+        return jnp.sum(mixed.astype(jnp.float32))
+
+    axes = ("batch", "length", "heads", None)
+    query, key = (shape((4, 256, heads, 128), jnp.bfloat16, axes) for heads in (4, 2))
+    ids = shape((4, 256), jnp.int32, ("batch", "length"))
+    with sharding.layout(mesh, rules):
+        program = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(query, key, key, ids)
+        assert "tpu_custom_call" in program.as_text()
+        program.compile()
