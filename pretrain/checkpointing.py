@@ -101,6 +101,7 @@ class Checkpoints:
     ):
         self.directory = model_dir.resolve() / DIRECTORY
         self._damaged = model_dir.resolve() / DAMAGED
+        self._unseen = False  # how a save ended
         self._manager = _Manager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
@@ -139,6 +140,7 @@ class Checkpoints:
                     config=_FilesSave(functools.partial(_write_about, about=about, sums=sums)),
                 ),
             )
+        self._unseen = True
         if not begun:
             raise RuntimeError(f"Orbax declined to save step {step} in {self.directory}.")
 
@@ -287,9 +289,10 @@ class Checkpoints:
             ) from error
 
     def check_saved(self) -> None:
-        """Raises NotSaved if a save that has begun failed since; waits for none."""
-        with self._saving():
-            self._manager.check_for_errors()
+        """Raises NotSaved if the save that began last has failed; waits for none."""
+        if self._unseen and not self._manager.is_saving_in_progress():
+            self._unseen = False
+            self.wait()
 
     def wait(self) -> None:
         """Returns when everything that was saved is on disk; raises NotSaved if something was not."""

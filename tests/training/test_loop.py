@@ -1,5 +1,6 @@
 """What the loop does with bad steps, batches to leave out, damage, other runs and other parameters."""
 
+import time
 import types
 
 import jax
@@ -15,7 +16,7 @@ from pretrain.errors import InputError
 from pretrain.fingerprint import batch_hash, hexadecimal
 from pretrain.parallel import sharding
 from pretrain.parallel.mesh import MeshConfig
-from pretrain.training import loop, model_dirs, step
+from pretrain.training import loop, model_dirs, records, step
 from pretrain.warm_start import WarmStart
 
 _hash = jax.jit(batch_hash)
@@ -363,9 +364,18 @@ def test_a_save_that_fails_is_said_and_the_one_before_stays(make_run, train, tmp
 
     train(make_run(steps=4))
     monkeypatch.setattr(pipeline.Batches, "snapshot", lambda self: full)
+    draw = pipeline.Batches.__next__
+
+    def slowly(self):
+        time.sleep(0.5)
+        return draw(self)
+
+    monkeypatch.setattr(pipeline.Batches, "__next__", slowly)
     with pytest.raises(NotSaved, match=r"could not be saved in .*checkpoints \(\[Errno 28\] No space left"):
         train(run)
     monkeypatch.undo()
+    steps = [line["step"] for line in records.read(tmp_path / "model" / records.LEDGER)]
+    assert 8 <= steps[-1] < 12  # known before the next save
     assert model_dirs.latest_step(tmp_path / "model") == 4
     assert train(run) == 12
 
