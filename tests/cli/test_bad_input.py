@@ -34,7 +34,7 @@ TASKS, MODEL = "from tasks import text_files", "include 'models/t5_1_1_tiny.gin'
         (LENGTHS, "  lengths = {'inputs': '9'}", "is {'inputs': '9'}, but it takes Mapping[str, int]"),
         (TASKS, "from tasks import txt_files", "No module named 'tasks.txt_files'"),
         (TASKS, "import my_tsks", "`import my_tsks` fails (No module named 'my_tsks'); correct the import"),
-        (MODEL, "include 'models/t5.gin'", "no file 'models/t5.gin' to include"),
+        (MODEL, "include 'models/t5.gin'", "there is no file 'models/t5.gin'"),
     ],
 )
 def test_a_mistake_in_a_run_file_is_named_with_its_line(train, change, old, new, said):
