@@ -75,7 +75,9 @@ def _config_of(model_dir: Path) -> Path:
 
     path = model_dir / config.FILE
     if not path.is_file():
-        if kept := sorted((model_dir / "checkpoints").glob("*/config/metadata")):
+        from pretrain.checkpointing import ABOUT, DIRECTORY
+
+        if kept := sorted((model_dir / DIRECTORY).glob(f"*/{ABOUT}")):
             raise InputError(
                 f"{model_dir} has checkpoints but no {config.FILE}: bring it back, or write it anew, from "
                 f"what stands under `config` in {kept[-1]}."

@@ -176,11 +176,11 @@ def _check_splash(
 
 
 Backend = Callable[..., jax.Array]
-NAMES: dict[str, Backend] = {"plain": plain, "chunked": chunked, "cudnn": cudnn, "splash": splash}
+BACKENDS: dict[str, Backend] = {"plain": plain, "chunked": chunked, "cudnn": cudnn, "splash": splash}
 
 
 def named(name: str, chunk: int) -> Backend:
-    return functools.partial(chunked, size=chunk) if name == "chunked" else NAMES[name]
+    return functools.partial(chunked, size=chunk) if name == "chunked" else BACKENDS[name]
 
 
 def check(config: Any) -> None:

@@ -24,7 +24,7 @@ REMAT = ("none", "full", "dots", "names")
 # What `remat="names"` can keep of a block: heads, what attention mixes and returns, the halves of the MLP.
 NAMES = ("query", "key", "value", "mixed", "out", "gate", "up")
 KNOWN = {
-    "activation": layers.ACTIVATIONS, "remat": REMAT, "dtype": DTYPES, "attention": backends.NAMES,
+    "activation": layers.ACTIVATIONS, "remat": REMAT, "dtype": DTYPES, "attention": backends.BACKENDS,
 }  # fmt: skip
 
 

@@ -34,6 +34,7 @@ class Profiled:
         self._steps = steps or range(0)
         self._told = told
         self._called = self._tracing = False
+        self._newest = 0
 
     def __call__(self, step: int, state: Any, batch: Any) -> Any:
         if self._tracing and step not in self._steps:
@@ -43,11 +44,12 @@ class Profiled:
             jax.block_until_ready(state)
             jax.profiler.start_trace(self._directory)
             self._tracing = True
-        if not self._called:
+        self._newest = step
+        with jax.profiler.StepTraceAnnotation("train", step_num=step):
+            if self._called:
+                return self._train_step(state, batch)
             self._called = True
             return self._timed(step, state, batch)
-        with jax.profiler.StepTraceAnnotation("train", step_num=step):
-            return self._train_step(state, batch)
 
     def _timed(self, step: int, state: Any, batch: Any) -> Any:
         """The first call returns when the program is compiled, or was found in JAX's cache of them."""
@@ -71,6 +73,4 @@ class Profiled:
         if self._tracing:
             self._tracing = False
             jax.profiler.stop_trace()
-            self._told(
-                self._steps.stop - 1, "traced", first=self._steps.start, directory=str(self._directory)
-            )
+            self._told(self._newest, "traced", first=self._steps.start, directory=str(self._directory))

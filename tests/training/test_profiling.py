@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from pretrain.errors import InputError
-from pretrain.training import records
+from pretrain.training import loop, records
 
 
 def steps_in(path) -> set[int]:
@@ -33,6 +33,16 @@ def test_a_trace_to_the_last_step_ends_with_the_run(make_run, train, tmp_path):
     train(make_run(steps=2), profile=range(2, 3))
     (trace,) = (tmp_path / "model" / records.BOARD).glob("plugins/profile/*/*.xplane.pb")
     assert steps_in(trace) == {2}
+
+
+def test_a_run_that_is_stopped_says_how_far_it_was_traced(make_run, tmp_path, watcher):
+    """From the first step, which compiles, though steps to 8 were asked for."""
+    model_dir = tmp_path / "model"
+    loop.train(make_run(), "", model_dir, watcher, lambda step: step == 3, profile=range(1, 9))
+    (trace,) = (model_dir / records.BOARD).glob("plugins/profile/*/*.xplane.pb")
+    assert steps_in(trace) == {1, 2, 3}
+    (line,) = (each for each in records.read(model_dir / records.METRICS) if each.get("event") == "traced")
+    assert (line["first"], line["step"]) == (1, 3)
 
 
 def test_steps_that_are_not_to_come_are_refused(make_run, train):
