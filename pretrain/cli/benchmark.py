@@ -1,5 +1,6 @@
 """pretrain benchmark"""
 
+import functools
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from pretrain.run import RunConfig
 
 AIM = 0.03  # of a step: what the loop may cost on top
+Say = Callable[[str], None]  # what is being measured
 
 
 class Result(Protocol):
@@ -43,10 +45,16 @@ def _number(name: str, default: int, text: str, least: int = 1) -> Callable:
     return click.option(name, type=click.IntRange(min=least), default=default, show_default=True, help=text)
 
 
-def _benchmark(short_help: str) -> Callable:
-    """What the subcommands share: a run, and where the figures go."""
+def _benchmark(short_help: str, lines: Callable[[Any], list]) -> Callable:
+    """Makes a subcommand of `measure(run, say, **its own options)`, shown in these lines."""
 
-    def decorate(function: Callable) -> Callable:
+    def decorate(measure: Callable[..., Result]) -> click.Command:
+        @functools.wraps(measure)  # with the options that `measure` was given, and its text
+        def run(
+            source: str, gin_flags: tuple[str, ...], json_file: Path | None, plot_file: Path | None, **own
+        ):
+            _show(source, gin_flags, json_file, plot_file, functools.partial(measure, **own), lines)
+
         file = click.Path(dir_okay=False, writable=True, path_type=Path)
         for add in (
             options.gin_arguments,
@@ -54,88 +62,15 @@ def _benchmark(short_help: str) -> Callable:
             click.option("--json", "json_file", type=file, help="Also write the figures to this file."),
             click.argument("source", metavar="RUN.gin|MODEL_DIR"),
         ):
-            function = add(function)
-        return command.command(context_settings=options.GIN_CONTEXT, short_help=short_help)(function)
+            run = add(run)
+        return command.command(context_settings=options.GIN_CONTEXT, short_help=short_help)(run)
 
     return decorate
 
 
-@_benchmark("A run's step, loop and data.")
-@_number("--steps", 20, "Timed steps of each kind, in 4 rounds.")
-@_number("--warmup", 5, "Untimed steps before each round of timed ones.")
-def train(
-    source: str, steps: int, warmup: int, json_file: Path | None, plot_file: Path | None,
-    gin_flags: tuple[str, ...],
-) -> None:  # fmt: skip
-    """Time the train step of a run, the train loop around it, and its data alone.
-
-    Tokens per second are useful ones; padding is counted apart. Model FLOPs are those of the matrix
-    products, forward once and backward twice, without recomputation.
-
-    \b
-    Example:
-      pretrain benchmark train runs/quickstart.gin --json quickstart.json --gin.BATCH_SIZE=32
-    """
-
-    def measure(run: "RunConfig", say: Callable[[str], None]) -> "TrainBenchmark":
-        from pretrain.benchmarks import train
-
-        return train.benchmark(run, steps=steps, warmup=warmup, say=say)
-
-    _show(source, gin_flags, json_file, plot_file, measure, _of_training)
-
-
-@_benchmark("A run's data alone, and beside its steps.")
-@_number("--steps", 50, "Timed batches, and steps.")
-@_number("--warmup", 10, "Untimed ones before them.")
-def data(
-    source: str, steps: int, warmup: int, json_file: Path | None, plot_file: Path | None,
-    gin_flags: tuple[str, ...],
-) -> None:  # fmt: skip
-    """Time the data pipeline of a run by itself, and how long its steps wait for it.
-
-    \b
-    Example:
-      pretrain benchmark data runs/quickstart.gin --steps 200
-    """
-
-    def measure(run: "RunConfig", say: Callable[[str], None]) -> "DataBenchmark":
-        from pretrain.benchmarks import data
-
-        return data.benchmark(run, steps=steps, warmup=warmup, say=say)
-
-    _show(source, gin_flags, json_file, plot_file, measure, _of_data)
-
-
-@_benchmark("A run's model, writing token after token.")
-@_number("--rows", 8, "Prompts at a time.")
-@_number("--prompt", 64, "Tokens of each prompt.")
-@_number("--tokens", 32, "New tokens for each.", least=2)
-@_number("--tries", 5, "How often it is timed.")
-def decode(
-    source: str, rows: int, prompt: int, tokens: int, tries: int, json_file: Path | None,
-    plot_file: Path | None, gin_flags: tuple[str, ...],
-) -> None:  # fmt: skip
-    """Time greedy generation with a run's model: until the first token, and each token after it.
-
-    Its parameters are random, which takes as long.
-
-    \b
-    Example:
-      pretrain benchmark decode runs/quickstart.gin --rows 4
-    """
-
-    def measure(run: "RunConfig", say: Callable[[str], None]) -> "DecodeBenchmark":
-        from pretrain.benchmarks import decode
-
-        return decode.benchmark(run, rows=rows, prompt=prompt, tokens=tokens, tries=tries, say=say)
-
-    _show(source, gin_flags, json_file, plot_file, measure, _of_decoding)
-
-
 def _show(
     source: str, gin_flags: tuple[str, ...], json_file: Path | None, plot_file: Path | None,
-    measure: Callable[..., Any], lines: Callable[[Any], list],
+    measure: Callable[["RunConfig", Say], Result], lines: Callable[[Any], list],
 ) -> None:  # fmt: skip
     """Measures, prints, and writes what was asked for, after a look at where that is to go."""
     options.quiet_logs()
@@ -246,3 +181,55 @@ def _of_decoding(result: "DecodeBenchmark") -> list:
         f"{si(figures['tokens_per_second'])} tokens/s in all",
         f"[bold]memory[/]   the parameters are read at {si(figures['model_bytes_per_second'])}B/s",
     ]
+
+
+@_benchmark("A run's step, loop and data.", _of_training)
+@_number("--steps", 20, "Timed steps of each kind, in 4 rounds.")
+@_number("--warmup", 5, "Untimed steps before each round of timed ones.")
+def train(run: "RunConfig", say: Say, steps: int, warmup: int) -> "TrainBenchmark":
+    """Time the train step of a run, the train loop around it, and its data alone.
+
+    Tokens per second are useful ones; padding is counted apart. Model FLOPs are those of the matrix
+    products, forward once and backward twice, without recomputation.
+
+    \b
+    Example:
+      pretrain benchmark train runs/quickstart.gin --json quickstart.json --gin.BATCH_SIZE=32
+    """
+    from pretrain.benchmarks import train
+
+    return train.benchmark(run, steps=steps, warmup=warmup, say=say)
+
+
+@_benchmark("A run's data alone, and beside its steps.", _of_data)
+@_number("--steps", 50, "Timed batches, and steps.")
+@_number("--warmup", 10, "Untimed ones before them.")
+def data(run: "RunConfig", say: Say, steps: int, warmup: int) -> "DataBenchmark":
+    """Time the data pipeline of a run by itself, and how long its steps wait for it.
+
+    \b
+    Example:
+      pretrain benchmark data runs/quickstart.gin --steps 200
+    """
+    from pretrain.benchmarks import data
+
+    return data.benchmark(run, steps=steps, warmup=warmup, say=say)
+
+
+@_benchmark("A run's model, writing token after token.", _of_decoding)
+@_number("--rows", 8, "Prompts at a time.")
+@_number("--prompt", 64, "Tokens of each prompt.")
+@_number("--tokens", 32, "New tokens for each.", least=2)
+@_number("--tries", 5, "How often it is timed.")
+def decode(run: "RunConfig", say: Say, rows: int, prompt: int, tokens: int, tries: int) -> "DecodeBenchmark":
+    """Time greedy generation with a run's model: until the first token, and each token after it.
+
+    Its parameters are random, which takes as long.
+
+    \b
+    Example:
+      pretrain benchmark decode runs/quickstart.gin --rows 4
+    """
+    from pretrain.benchmarks import decode
+
+    return decode.benchmark(run, rows=rows, prompt=prompt, tokens=tokens, tries=tries, say=say)
