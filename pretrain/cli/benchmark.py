@@ -62,7 +62,7 @@ def _benchmark(short_help: str, lines: Callable[[Any], list]) -> Callable:
             click.option("--json", "json_file", type=file, help="Also write the figures to this file."),
             click.argument("source", metavar="RUN.gin|MODEL_DIR"),
         ):
-            run = add(run)
+            add(run)
         return command.command(context_settings=options.GIN_CONTEXT, short_help=short_help)(run)
 
     return decorate

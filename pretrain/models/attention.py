@@ -10,8 +10,8 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from pretrain.models import backends, layers
-from pretrain.models.backends import HEADS, Offset, Seen
-from pretrain.models.masks import Bias
+from pretrain.models.masks import Bias, Offset, Seen
+from pretrain.models.recomputed import HEADS
 from pretrain.parallel import sharding
 
 Cache = dict[str, jax.Array]
@@ -65,9 +65,7 @@ class Attention(nnx.Module):
 
     def project(self, x_BLD: jax.Array, weight: nnx.Param, positions_BL: jax.Array | None) -> jax.Array:
         """Heads [B, L, N or M, H] of x, rotated if positions are given and rotary."""
-        joined = sharding.einsum(
-            "BLD,DE->BLE", x_BLD, weight[...].astype(x_BLD.dtype), axes=("batch", "length", "heads")
-        )
+        joined = sharding.matmul(x_BLD, weight[...], axes=("batch", "length", "heads"))
         y_BLNH = sharding.reshape(joined, (*x_BLD.shape[:2], -1, self.head_dim), HEADS)
         if self.theta is None or positions_BL is None:
             return y_BLNH
@@ -97,8 +95,7 @@ class Attention(nnx.Module):
         mixed = mix(query * self.scale, keys, value, seen, bias, dropout=self.dropout, key=key)
         mixed = checkpoint_name(mixed, "mixed")
         joined = sharding.reshape(mixed, (*x_BQD.shape[:2], -1), ("batch", "length", "heads"))
-        out = self.out[...].astype(joined.dtype)
-        y_BQD = sharding.einsum("BQE,ED->BQD", joined, out, axes=("batch", "length", "embed"))
+        y_BQD = sharding.matmul(joined, self.out[...], axes=layers.RESIDUAL)
         return checkpoint_name(y_BQD, "out"), cache
 
 

@@ -16,19 +16,10 @@ import jax
 import jax.numpy as jnp
 
 from pretrain.errors import InputError
-from pretrain.models import layers
-from pretrain.models.masks import Bias, Mask, Parts, cut, joined
+from pretrain.models import layers, recomputed
+from pretrain.models.masks import Bias, Mask, Offset, Parts, Seen, bias_of, cut, joined, mask_of
+from pretrain.models.recomputed import HEADS
 from pretrain.parallel import sharding
-
-HEADS = ("batch", "length", "heads", "head_dim")
-
-Seen = Mask | jax.Array  # written out: bool [B, Q, K]
-Offset = Bias | jax.Array | None  # written out: float32 [N, Q, K]
-
-
-def written_out(seen: Seen, bias: Offset) -> tuple[jax.Array, jax.Array | None]:
-    mask = seen.written_out() if isinstance(seen, Mask) else seen
-    return mask, bias.written_out() if isinstance(bias, Bias) else bias
 
 
 def plain(
@@ -40,21 +31,9 @@ def plain(
     Where the length is cut, queries stay and keys and values are gathered: exact, and the memory of the
     scores is shared.
     """
-    mask_BQK, bias_NQK = written_out(seen, bias)
-    B, Q, N, H = query_BQNH.shape
-    M = key_BKMH.shape[2]
-    grouped_axes = ("batch", "length", "heads", None, None)
-    query = sharding.reshape(query_BQNH, (B, Q, M, N // M, H), grouped_axes)
-    scores_axes = ("batch", "heads", None, "length", None)
-    scores = sharding.einsum("BQMGH,BKMH->BMGQK", query, key_BKMH, axes=scores_axes, dtype=jnp.float32)
-    if bias_NQK is not None:
-        bias_axes = ("heads", None, "length", None)
-        scores += sharding.reshape(bias_NQK, (M, N // M, *bias_NQK.shape[1:]), bias_axes)
-    scores = jnp.where(mask_BQK[:, None, None], scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value_BKMH.dtype)
-    weights = layers.dropout(weights, dropout, key)
-    mixed = sharding.einsum("BMGQK,BKMH->BQMGH", weights, value_BKMH, axes=grouped_axes)
-    return sharding.reshape(mixed, (B, Q, N, H), HEADS)
+    weights = jax.nn.softmax(recomputed.scores(query_BQNH, key_BKMH, seen, bias), axis=-1)
+    weights = layers.dropout(weights.astype(value_BKMH.dtype), dropout, key)
+    return recomputed.weighted(weights, value_BKMH)
 
 
 def chunked(
@@ -73,18 +52,45 @@ def chunked(
     if number == 1:
         return plain(query_BQNH, key_BKMH, value_BKMH, seen, bias, dropout=dropout, key=key)
 
-    @jax.checkpoint
-    def part(carry: None, each: Any) -> tuple[None, jax.Array]:
-        index, query, of_mask, of_bias = each
-        own = None if key is None else jax.random.fold_in(key, index)
-        seen, bias = mask_of(of_mask), bias_of(of_bias)
-        return None, plain(query, key_BKMH, value_BKMH, seen, bias, dropout=dropout, key=own)
+    def part(key: jax.Array | None, query: jax.Array, of_mask: Any, of_bias: Any) -> jax.Array:
+        own = seen_by(of_mask), offset_by(of_bias)
+        return recomputed.mix(query, key_BKMH, value_BKMH, *own, key, dropout)
 
-    of_masks, mask_of = _parts(seen, number, ("batch", "length", None))
-    of_biases, bias_of = _parts(bias, number, ("heads", "length", None))
+    of_masks, seen_by = _parts(seen, number, ("batch", "length", None))
+    of_biases, offset_by = _parts(bias, number, ("heads", "length", None))
     queries = cut(query_BQNH, number, HEADS, 1)
-    _, mixed = jax.lax.scan(part, None, (jnp.arange(number), queries, of_masks, of_biases))
-    return joined(mixed, HEADS, 1)
+    return joined(_one_by_one(part, key, (queries, of_masks, of_biases), number), HEADS, 1)
+
+
+def rows(
+    query_BQNH: jax.Array, key_BKMH: jax.Array, value_BKMH: jax.Array, seen: Seen, bias: Offset, *,
+    dropout: float = 0.0, key: jax.Array | None = None,
+) -> jax.Array:  # fmt: skip
+    """`plain` for one row of the batch at a time on every device, each computed again in the backward pass.
+
+    The scores of a row [N, Q, K] stay in a CPU's cache; dropout draws other bits than `plain`.
+    """
+    bias_NQK = bias_of(bias)
+    number = query_BQNH.shape[0] // sharding.shares("batch")
+
+    def part(key: jax.Array | None, *row: jax.Array) -> jax.Array:
+        return recomputed.mix(*row, bias_NQK, key, dropout)
+
+    whole = ("batch", None, "heads", None)
+    arrays = (query_BQNH, key_BKMH, value_BKMH, mask_of(seen))
+    axes = (HEADS, whole, whole, ("batch", "length", None))
+    parts = (cut(x, number, names, 0) for x, names in zip(arrays, axes, strict=True))
+    return joined(_one_by_one(part, key, tuple(parts), number), HEADS, 0)
+
+
+def _one_by_one(mix: Callable[..., jax.Array], key: jax.Array | None, parts: tuple, number: int) -> jax.Array:
+    """[parts, ...] of `mix(key, *part)`."""
+
+    def body(_: None, each: tuple) -> tuple[None, jax.Array]:
+        index, *part = each
+        return None, mix(None if key is None else jax.random.fold_in(key, index), *part)
+
+    return jax.lax.scan(body, None, (jnp.arange(number), *parts))[1]
 
 
 def _parts(x: Seen | Offset, number: int, axes: tuple[str | None, ...]) -> Parts:
@@ -100,7 +106,7 @@ def cudnn(
     """cuDNN's fused kernel, on GPUs; mask and bias are written out, the scores never are."""
     if dropout and key is not None:
         raise InputError("attention='cudnn' has no dropout: set dropout to 0, or take 'chunked'.")
-    mask_BQK, bias_NQK = written_out(seen, bias)
+    mask_BQK, bias_NQK = mask_of(seen), bias_of(bias)
 
     def local(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, *bias: jax.Array):
         return jax.nn.dot_product_attention(
@@ -176,7 +182,10 @@ def _check_splash(
 
 
 Backend = Callable[..., jax.Array]
-BACKENDS: dict[str, Backend] = {"plain": plain, "chunked": chunked, "cudnn": cudnn, "splash": splash}
+BACKENDS: dict[str, Backend] = {
+    "plain": plain, "rows": rows, "chunked": chunked, "cudnn": cudnn, "splash": splash,
+}  # fmt: skip
+WRITE_OUT = ("plain", "rows")  # masks and biases: a stack does so once for all its layers
 
 
 def named(name: str, chunk: int) -> Backend:

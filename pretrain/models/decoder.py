@@ -12,8 +12,7 @@ from flax import nnx
 
 from pretrain.errors import InputError
 from pretrain.models import attention, layers
-from pretrain.models.backends import Seen
-from pretrain.models.masks import Mask
+from pretrain.models.masks import Mask, Seen
 from pretrain.models.transformer import DTYPES, Stack, StackConfig, check_sizes
 
 Batch = Mapping[str, jax.Array]

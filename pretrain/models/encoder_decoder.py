@@ -13,8 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from pretrain.models import attention, layers
-from pretrain.models.backends import Seen
-from pretrain.models.masks import Mask
+from pretrain.models.masks import Mask, Seen
 from pretrain.models.transformer import DTYPES, Stack, StackConfig, check_sizes
 
 Batch = Mapping[str, jax.Array]

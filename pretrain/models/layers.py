@@ -4,6 +4,7 @@ Shapes: B batch, L length, D embed, F mlp, V vocab, N heads, H head_dim.
 Parameters are float32; `dtype` is what a layer computes in (norms and softmax: always float32).
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -13,8 +14,28 @@ from jax.ad_checkpoint import checkpoint_name
 
 from pretrain.parallel import sharding
 
+
+@jax.custom_vjp
+def gelu(x: jax.Array) -> jax.Array:
+    """GELU in its approximation by tanh (https://arxiv.org/abs/1606.08415), which is T5 1.1's.
+
+    The forward pass keeps the derivative. Left to itself, XLA computes the tanh again in each of the places
+    where the backward pass uses it.
+    """
+    return jax.nn.gelu(x, approximate=True)
+
+
+def _gelu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    root, cubic = math.sqrt(2 / math.pi), 0.044715
+    tanh = jnp.tanh(root * (x + cubic * x**3))
+    slope = root * (1 + 3 * cubic * x * x)
+    return gelu(x), 0.5 * (1 + tanh) + 0.5 * x * (1 - tanh * tanh) * slope
+
+
+gelu.defvjp(_gelu_forward, lambda derivative, gradient: (derivative * gradient,))
+
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu": gelu,
     "silu": jax.nn.silu,
     "relu": jax.nn.relu,
 }
@@ -60,7 +81,7 @@ class Embedding(nnx.Module):
         return sharding.take(table, ids_BL, RESIDUAL)
 
     def attend(self, x_BLD: jax.Array) -> jax.Array:
-        return logits(x_BLD, self.table[...], "BLD,VD->BLV")
+        return logits(x_BLD, self.table[...].T)
 
 
 class Unembedding(nnx.Module):
@@ -70,13 +91,12 @@ class Unembedding(nnx.Module):
         self.kernel = nnx.Param(sharding.normal(key, (dim, vocab_size), ("embed", "vocab"), dim**-0.5))
 
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
-        return logits(x_BLD, self.kernel[...], "BLD,DV->BLV")
+        return logits(x_BLD, self.kernel[...])
 
 
-def logits(x_BLD: jax.Array, weight: jax.Array, subscripts: str) -> jax.Array:
+def logits(x_BLD: jax.Array, kernel_DV: jax.Array) -> jax.Array:
     """Float32 logits [B, L, V]: the product in x's dtype, summed in float32."""
-    weight = weight.astype(x_BLD.dtype)
-    return sharding.einsum(subscripts, x_BLD, weight, axes=("batch", "length", "vocab"), dtype=jnp.float32)
+    return sharding.matmul(x_BLD, kernel_DV, axes=("batch", "length", "vocab"), dtype=jnp.float32)
 
 
 class GatedMLP(nnx.Module):
@@ -93,12 +113,11 @@ class GatedMLP(nnx.Module):
 
     def __call__(self, x_BLD: jax.Array, key: jax.Array | None) -> jax.Array:
         hidden = ("batch", "length", "mlp")
-        gate, up, down = (w[...].astype(x_BLD.dtype) for w in (self.gate, self.up, self.down))
-        gate_BLF = checkpoint_name(sharding.einsum("BLD,DF->BLF", x_BLD, gate, axes=hidden), "gate")
-        up_BLF = checkpoint_name(sharding.einsum("BLD,DF->BLF", x_BLD, up, axes=hidden), "up")
+        gate_BLF = checkpoint_name(sharding.matmul(x_BLD, self.gate[...], axes=hidden), "gate")
+        up_BLF = checkpoint_name(sharding.matmul(x_BLD, self.up[...], axes=hidden), "up")
         h_BLF = ACTIVATIONS[self.activation](gate_BLF) * up_BLF
         h_BLF = dropout(h_BLF, self.dropout, key)
-        return sharding.einsum("BLF,FD->BLD", h_BLF, down, axes=RESIDUAL)
+        return sharding.matmul(h_BLF, self.down[...], axes=RESIDUAL)
 
 
 def rotate(x_BLNH: jax.Array, positions_BL: jax.Array, theta: float) -> jax.Array:

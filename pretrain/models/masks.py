@@ -132,3 +132,15 @@ class Bias:
         """As those of a mask."""
         positions = cut(self.query_positions, number, ("length",), 0)
         return positions, lambda part: dataclasses.replace(self, query_positions=part)
+
+
+Seen = Mask | jax.Array  # written out: bool [B, Q, K]
+Offset = Bias | jax.Array | None  # written out: float32 [N, Q, K]
+
+
+def mask_of(seen: Seen) -> jax.Array:
+    return seen.written_out() if isinstance(seen, Mask) else seen
+
+
+def bias_of(bias: Offset) -> jax.Array | None:
+    return bias.written_out() if isinstance(bias, Bias) else bias

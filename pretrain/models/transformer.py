@@ -15,8 +15,7 @@ from flax import nnx
 
 from pretrain.errors import InputError
 from pretrain.models import attention, backends, layers
-from pretrain.models.backends import Offset, Seen
-from pretrain.models.masks import Bias
+from pretrain.models.masks import Bias, Offset, Seen, bias_of, mask_of
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -200,9 +199,9 @@ class Stack(nnx.Module):
         first, last, scanned = layers.split(key, 3)
         layer_keys = None if scanned is None else jax.random.split(scanned, self.config.num_layers)
 
-        if self.config.attention == "plain" or cache:  # once for all layers
-            seen, bias = backends.written_out(seen, bias)
-            memory_seen = memory_seen and backends.written_out(memory_seen, None)[0]
+        if self.config.attention in backends.WRITE_OUT or cache:
+            seen, bias = mask_of(seen), bias_of(bias)
+            memory_seen = None if memory_seen is None else mask_of(memory_seen)
 
         def body(x_BLD, layer):
             block, key, cache = layer

@@ -183,6 +183,40 @@ def einsum(subscripts: str, *operands: jax.Array, axes: Sequence[str | None], dt
     return jnp.einsum(subscripts, *operands, out_sharding=spec(axes), preferred_element_type=dtype)
 
 
+def matmul(x: jax.Array, weight: jax.Array, axes: Sequence[str | None], dtype=None) -> jax.Array:
+    """x [B, L, I] times a float32 weight [I, O] in x's dtype, laid out by `axes`; `dtype` as of einsum.
+
+    The weight's gradient is asked for as [I, O], not as a transposed [O, I]: XLA's CPU compiler fulfils that
+    with a transposed copy of the incoming gradient, into which it also puts what that was computed from.
+    """
+    return _matmul(x, weight, spec(axes), dtype)
+
+
+def _product(x: jax.Array, weight: jax.Array, out: PartitionSpec | None, dtype) -> jax.Array:
+    weight = weight.astype(x.dtype)
+    return jnp.einsum("BLI,IO->BLO", x, weight, out_sharding=out, preferred_element_type=dtype)
+
+
+_matmul = jax.custom_vjp(_product, nondiff_argnums=(2, 3))
+
+
+def _matmul_forward(x: jax.Array, weight: jax.Array, out: PartitionSpec | None, dtype) -> tuple:
+    return _product(x, weight, out, dtype), (x, weight)  # bare, where a policy of jax.checkpoint sees it
+
+
+def _matmul_backward(
+    _out: PartitionSpec | None, _dtype, operands: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, weight = operands
+    of_x, of_weight = jax.typeof(x).sharding, jax.typeof(weight).sharding
+    dx = jnp.einsum("BLO,IO->BLI", gradient, weight.astype(x.dtype), out_sharding=of_x)
+    dw = jnp.einsum("BLI,BLO->IO", x, gradient, out_sharding=of_weight)
+    return dx.astype(x.dtype), dw.astype(weight.dtype)
+
+
+_matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
 def take(table: jax.Array, ids: jax.Array, axes: Sequence[str | None]) -> jax.Array:
     """Rows of `table` [n, ...] by integer `ids` [...], laid out by `axes`."""
     return table.at[ids].get(out_sharding=spec(axes), mode="clip")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pretrain.errors import InputError
-from pretrain.models import backends
+from pretrain.models import backends, recomputed
 from pretrain.models.masks import Bias, Mask
 from pretrain.parallel import sharding
 from pretrain.parallel.mesh import MeshConfig
@@ -74,11 +74,27 @@ def assert_same(one, other):
 
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("kind", ["segments", "causal", "prefix"])
-@pytest.mark.parametrize("backend", [CHUNKED, FUSED], ids=["chunked", "fused"])
+@pytest.mark.parametrize("backend", [backends.rows, CHUNKED, FUSED], ids=["rows", "chunked", "fused"])
 def test_values_and_gradients_are_those_of_plain(backend, kind, with_bias):
     inputs, seen = arrays(24), masks(24)[kind]
     offset = bias(24) if with_bias else None
     assert_same(both(backend, inputs, seen, offset), both(backends.plain, inputs, seen, offset))
+
+
+def test_dropout_has_the_gradient_of_what_was_dropped():
+    inputs, seen, offset, key = arrays(24), masks(24)["prefix"], bias(24), jax.random.key(3)
+
+    def of_mix(query, keys, value, seen, offset):
+        return recomputed.mix(query, keys, value, seen, offset, key, 0.4)
+
+    plain = functools.partial(backends.plain, dropout=0.4, key=key)
+    assert_same(both(of_mix, inputs, seen, offset), both(plain, inputs, seen, offset))
+
+
+def test_the_scores_are_not_kept_for_the_backward_pass():
+    inputs, seen, offset = arrays(24), masks(24)["prefix"], bias(24)
+    _, kept = recomputed._forward(*inputs, seen, offset, None, 0.0)
+    assert max(leaf.size for leaf in jax.tree.leaves(kept)) == inputs[0].size
 
 
 @pytest.mark.parametrize("kind", ["segments", "causal"])
@@ -88,10 +104,11 @@ def test_the_tpu_kernel_gives_what_plain_gives(kind):
     assert_same(both(SPLASH, inputs, seen), both(backends.plain, inputs, seen))
 
 
-@pytest.mark.parametrize("name", ["plain", "chunked", "fused", "splash"])
+@pytest.mark.parametrize("name", ["plain", "rows", "chunked", "fused", "splash"])
 def test_no_backend_lets_a_gradient_through_that_must_not_be(name):
     """Exactly zero, for the keys and values that a query must not see."""
-    backend = {"plain": backends.plain, "chunked": CHUNKED, "fused": FUSED, "splash": SPLASH}[name]
+    ours = {"plain": backends.plain, "rows": backends.rows, "chunked": CHUNKED}
+    backend = {**ours, "fused": FUSED, "splash": SPLASH}[name]
     length = 256 if name == "splash" else 24
     inputs = arrays(length, head_dim=128 if name == "splash" else H)
     seen = masks(length)["causal"]
@@ -107,7 +124,9 @@ def test_no_backend_lets_a_gradient_through_that_must_not_be(name):
             assert reached.any()
 
 
-@pytest.mark.parametrize("backend", [backends.plain, CHUNKED, FUSED], ids=["plain", "chunked", "fused"])
+@pytest.mark.parametrize(
+    "backend", [backends.plain, backends.rows, CHUNKED, FUSED], ids=["plain", "rows", "chunked", "fused"]
+)
 @pytest.mark.parametrize("axes", [{"data": 2, "tensor": 2}, {"data": 1, "context": 2, "tensor": 2}])
 def test_a_mesh_changes_nothing(backend, axes):
     inputs, seen, offset = arrays(24), masks(24)["prefix"], bias(24)
@@ -173,7 +192,11 @@ def test_what_the_tpu_kernel_cannot_do_it_refuses(change, said):
 @pytest.mark.parametrize(
     ("family", "change", "said"),
     [
-        ("decoder", {"attention": "flash"}, "attention='flash' is not one of plain, chunked, cudnn, splash"),
+        (
+            "decoder",
+            {"attention": "flash"},
+            "attention='flash' is not one of plain, rows, chunked, cudnn, splash",
+        ),
         ("decoder", {"attention": "splash", "dropout": 0.1}, "'splash' has no dropout, but dropout=0.1"),
         ("decoder", {"attention": "cudnn"}, "'cudnn' needs dtype='bfloat16', not 'float32'"),
         ("encoder_decoder", {"attention": "splash"}, "'splash' takes no position bias, and T5 has one"),

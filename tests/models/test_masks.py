@@ -34,7 +34,9 @@ def influence(config, batch, feature: str) -> np.ndarray:
 
 
 BACKENDS = pytest.mark.parametrize(
-    "attention", [{}, {"attention": "chunked", "attention_chunk": 4}], ids=["plain", "chunked"]
+    "attention",
+    [{}, {"attention": "rows"}, {"attention": "chunked", "attention_chunk": 4}],
+    ids=["plain", "rows", "chunked"],
 )
 
 

@@ -55,12 +55,16 @@ def test_one_device_equals_eight(family, sizes, tiny_config, token_batch):
 @pytest.mark.parametrize(
     "sizes", [None, {"context": 8}, {"context": 2, "data": 2, "tensor": 2}, {"fsdp": 8}], ids=str
 )
+@pytest.mark.parametrize(
+    "parts", [{"attention": "chunked", "attention_chunk": 8}, {"attention": "rows"}], ids=str
+)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_attention_in_chunks_changes_nothing(family, sizes, tiny_config, token_batch):
+def test_attention_in_parts_changes_nothing(family, parts, sizes, tiny_config, token_batch):
     batch = token_batch(family, packed=True)
     whole = loss_and_gradients(tiny_config(family), batch)
-    chunked = tiny_config(family, attention="chunked", attention_chunk=8, remat="full")
-    parts = loss_and_gradients(chunked, batch, sizes and MeshConfig(**sizes))
+    parts = loss_and_gradients(
+        tiny_config(family, remat="full", **parts), batch, sizes and MeshConfig(**sizes)
+    )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), whole, parts)
 
 

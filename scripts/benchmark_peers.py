@@ -1,0 +1,193 @@
+#!/usr/bin/env python
+"""Times the train step of public peers beside ours: the same shapes, float32, AdamW, no dropout, on CPUs.
+
+    python scripts/benchmark_peers.py --env /tmp/peers --rounds 6
+
+The peers live in an environment of their own, made at the first run. Every program starts, and compiles,
+alone; then they take turns, a few steps each, in an order that changes from round to round. What counts are
+the ratios within a round: the speed of a machine drifts, and drifts for all.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import venv
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE / "peers"))
+from job import SHAPES, Shape  # noqa: E402
+
+from pretrain.benchmarks.measuring import machine  # noqa: E402
+from pretrain.parallel.mesh import MeshConfig  # noqa: E402
+
+# The last transformers with models in Flax, and a PyTorch that it works with.
+PACKAGES = ("torch==2.13.0", "transformers==4.57.1", "jax[cpu]==0.10.2", "flax==0.12.8", "optax==0.2.8")
+OURS = "pretrain"
+FIELDS = ('attention="rows"',)  # of our models: what suits a CPU, as docs/performance.md says
+PEERS = {
+    "encoder_decoder": {
+        "HF T5, PyTorch eager": ("hf_torch.py", "eager"),
+        "HF T5, PyTorch compiled": ("hf_torch.py", "compiled"),
+        "HF T5, Flax": ("hf_flax.py",),
+    },
+    "decoder": {
+        "HF Llama, PyTorch eager": ("hf_torch.py", "eager"),
+        "HF Llama, PyTorch compiled": ("hf_torch.py", "compiled"),
+    },
+}
+
+
+@dataclasses.dataclass
+class Program:
+    """One that is timed: it computes while it is asked to, and else waits."""
+
+    name: str
+    process: subprocess.Popen
+    parameters: int
+    first_seconds: float
+    rounds: list[float] = dataclasses.field(default_factory=list)
+
+    @classmethod
+    def start(cls, name: str, python: Path, script: str, arguments: Sequence[str], log: Path) -> "Program":
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+        with log.open("w") as errors:
+            process = subprocess.Popen(
+                [python, HERE / "peers" / script, *arguments], env=environment, text=True,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+            )  # fmt: skip
+        assert process.stdout
+        if not (line := process.stdout.readline()):
+            sys.exit(f"{name} ended before its first step; the last it said:\n{log.read_text()[-2000:]}")
+        facts = json.loads(line)
+        return cls(name, process, facts["parameters"], facts["first"])
+
+    def run(self, steps: int) -> float:
+        """Median seconds of a step; the first, in which the machine turns to it, is not counted."""
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(f"{steps + 1}\n")
+        self.process.stdin.flush()
+        self.rounds.append(statistics.median(json.loads(self.process.stdout.readline())["seconds"][1:]))
+        return self.rounds[-1]
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def made_environment(place: Path) -> Path:
+    """The Python of the peers' environment, made if it is not there."""
+    python, ready = place / "bin" / "python", place / "ready"
+    packages = "\n".join(PACKAGES)
+    if not ready.exists() or ready.read_text() != packages:
+        if place.exists() and not (place / "pyvenv.cfg").exists():
+            sys.exit(f"{place} is there and is no environment: give another --env.")
+        click.echo(f"Making {place}: {' '.join(PACKAGES)}", err=True)
+        shutil.rmtree(place, ignore_errors=True)
+        venv.create(place, with_pip=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", *PACKAGES], check=True)
+        ready.write_text(packages)
+    return python
+
+
+def compared(
+    family: str,
+    python: Path,
+    fields: Sequence[str],
+    rounds: int,
+    steps: int,
+    only: Sequence[str],
+    place: Path,
+) -> list[Program]:
+    """Ours, and then its peers, after their rounds."""
+    console = Console(stderr=True)
+    programs: list[Program] = []
+    commands = {OURS: (Path(sys.executable), "ours.py", [family, *FIELDS, *fields])}
+    for name, (script, *mode) in PEERS[family].items():
+        if not only or any(part.lower() in name.lower() for part in only):
+            commands[name] = (python, script, [family, *mode])
+    try:
+        with console.status("") as status:
+            for number, (name, command) in enumerate(commands.items()):
+                status.update(f"{name}: compiling")
+                programs.append(Program.start(name, *command, place / f"{family}_{number}.log"))
+            for number in range(rounds):
+                for place_in_round in range(len(programs)):
+                    program = programs[(number + place_in_round) % len(programs)]
+                    status.update(f"round {number + 1} of {rounds}: {program.name}")
+                    program.run(steps)
+    finally:
+        for program in programs:
+            program.end()
+    return programs
+
+
+def figures(shape: Shape, programs: Sequence[Program]) -> list[dict]:
+    """Of each program. ratio: how long one of its steps takes, in steps of ours of the same round."""
+    ours = programs[0]
+    lines = []
+    for program in programs:
+        ratios = [theirs / own for theirs, own in zip(program.rounds, ours.rounds, strict=True)]
+        seconds = statistics.median(program.rounds)
+        lines.append(
+            {
+                "name": program.name, "parameters": program.parameters,
+                "first_seconds": program.first_seconds, "seconds": seconds,
+                "tokens_per_second": shape.tokens / seconds,
+                "ratio": statistics.median(ratios), "least_ratio": min(ratios), "most_ratio": max(ratios),
+            }
+        )  # fmt: skip
+    return lines
+
+
+def table(family: str, lines: Sequence[dict]) -> Table:
+    made = Table(title=f"{family}: {SHAPES[family]}", title_justify="left", box=None, padding=(0, 3, 0, 0))
+    made.add_column("")
+    for name in ("parameters", "first step, s", "ms a step", "tokens/s", "ours is faster by", "of rounds"):
+        made.add_column(name, justify="right")
+    for line in lines:
+        made.add_row(
+            line["name"], f"{line['parameters']:,}", f"{line['first_seconds']:.0f}",
+            f"{1000 * line['seconds']:,.0f}", f"{line['tokens_per_second']:,.0f}",
+            f"{line['ratio']:.2f}", f"{line['least_ratio']:.2f} to {line['most_ratio']:.2f}",
+        )  # fmt: skip
+    return made
+
+
+@click.command()
+@click.option("--env", type=click.Path(path_type=Path), required=True, help="Where the peers are installed.")
+@click.option("--shape", type=click.Choice([*SHAPES]), multiple=True, help="[default: all]")
+@click.option("--only", multiple=True, help="A part of a peer's name.  [default: all of them]")
+@click.option("--rounds", type=click.IntRange(min=1), default=6, show_default=True)
+@click.option("--steps", type=click.IntRange(min=1), default=2, show_default=True, help="In each round.")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("fields", nargs=-1, metavar="[MODEL_FIELD=VALUE]...")
+def main(
+    env: Path, shape: tuple[str, ...], only: tuple[str, ...], rounds: int, steps: int, json_file: Path | None,
+    fields: tuple[str, ...],
+) -> None:  # fmt: skip
+    """Prints how fast we are beside our peers. A field of our models is set as in attention='"plain"'."""
+    python = made_environment(env)
+    here = machine(MeshConfig().build())
+    console = Console(width=140, highlight=False)
+    console.print(f"{here.processor}, {here.cores} cores, jax {here.jax}; peers: {', '.join(PACKAGES)}")
+    results = {}
+    for family in shape or SHAPES:
+        programs = compared(family, python, fields, rounds, steps, only, env)
+        results[family] = figures(SHAPES[family], programs)
+        console.print(table(family, results[family]))
+    if json_file:
+        json_file.write_text(json.dumps({"machine": dataclasses.asdict(here), **results}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
