@@ -44,7 +44,7 @@ LEARNING_RATE, WEIGHT_DECAY = 1e-4, 0.01
 
 
 def serve(parameters: int, step: Callable[[], object], first: float | None = None) -> None:
-    """step: one update on the batch, that returns when all of it is done; first: seconds of one made before."""
+    """step: one update on the batch, that returns when it is done; first: seconds of one made before."""
 
     def timed() -> float:
         start = time.perf_counter()
