@@ -30,7 +30,7 @@ from pretrain.parallel import processes, sharding
 from pretrain.parallel.mesh import MeshConfig
 from pretrain.training import step
 
-with processes.joined(processes.Place(sys.argv[2], 2, int(sys.argv[6]))):
+with processes.joined(processes.Place(sys.argv[2], int(sys.argv[4]), int(sys.argv[6]))):
     index = jax.process_index()
     assert processes.on_any(index == 1) and not processes.on_any(False)
     processes.refuse_difference("settings", "equal")
@@ -41,7 +41,7 @@ with processes.joined(processes.Place(sys.argv[2], 2, int(sys.argv[6]))):
         assert "settings of process 1" in str(error)
     run = dataclasses.replace(config.load("run.gin"), mesh=MeshConfig(**SIZES))
     mesh, rows, figures = run.mesh.build(), {}, []
-    assert (mesh.size, jax.local_device_count()) == (4, 2)
+    assert (mesh.size, jax.local_device_count()) == (4, 4 // jax.process_count())
     with sharding.layout(mesh, run.rules):
         share, shares = sharding.local_share(8)
         assert shares == SHARES
@@ -56,17 +56,26 @@ with processes.joined(processes.Place(sys.argv[2], 2, int(sys.argv[6]))):
 """
 
 
-@pytest.mark.parametrize(("sizes", "shares"), [({"data": 4}, 2), ({"data": 1, "context": 4}, 1)], ids=str)
-def test_two_processes_compute_what_one_does(place, token_batch, monkeypatch, sizes, shares):
+@pytest.mark.parametrize(
+    ("count", "sizes", "shares"),
+    [
+        (2, {"data": 4}, 2),
+        (2, {"data": 1, "context": 4}, 1),
+        (4, {"data": 1, "fsdp": 4}, 4),
+        (4, {"data": 2, "tensor": 2}, 2),
+    ],
+    ids=str,
+)
+def test_several_processes_compute_what_one_does(place, token_batch, monkeypatch, count, sizes, shares):
     """The same global batches on 4 devices: equal to rounding, since gloo adds up in another order.
 
-    Where the context lies across them, both feed the same rows, and each device takes its part of the length.
+    Where the context lies across them, they feed the same rows, and each device takes its part of the length.
     """
     monkeypatch.chdir(place.directory)
     batch = token_batch("decoder")
     np.savez("batch.npz", **batch)
     program = STEPS.replace("SIZES", repr(sizes)).replace("SHARES", str(shares))
-    processes = place.launch_several(2, "-c", program)
+    several = place.launch_several(count, "-c", program, devices=4 // count)
     run = config.load("run.gin")
     mesh = run.mesh.build(jax.devices()[:4])
     with sharding.layout(mesh, run.rules):
@@ -75,9 +84,9 @@ def test_two_processes_compute_what_one_does(place, token_batch, monkeypatch, si
         for _ in range(3):
             state, sums = programs.train_step(state, pipeline.to_devices(batch, mesh, run.rules))
             alone.append(jax.device_get(sums))
-    first, second = place.ended(*processes)
-    assert [first[0], second[0]] == [0, 0], (first, second)
-    assert second[1] == ""
+    first, *others = place.ended(*several)
+    assert [first[0], *(each[0] for each in others)] == [0] * count, (first, others)
+    assert {each[1] for each in others} == {""}
     for one, two in zip(alone, json.loads(first[1]), strict=True):
         assert one.keys() == two.keys()
         assert one["batch_hash"].tolist() == two["batch_hash"]

@@ -1,0 +1,52 @@
+"""What the script that times peers reckons, and that our side of it answers."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def peers():
+    place = ROOT / "scripts" / "benchmark_peers.py"
+    spec = importlib.util.spec_from_file_location("benchmark_peers", place)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for it
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
+def test_a_ratio_is_that_of_a_round(peers):
+    """The machine was half as fast in the second round: the ratios do not change."""
+    ours = peers.Program("ours", None, 10, 1.0, [1.0, 2.0, 1.0])
+    other = peers.Program("other", None, 10, 1.0, [1.5, 3.0, 1.2])
+    shape = peers.SHAPES["decoder"]
+    first, second = peers.figures(shape, [ours, other])
+    assert (first["ratio"], first["tokens_per_second"]) == (1.0, shape.tokens / 1.0)
+    assert (second["ratio"], second["least_ratio"], second["most_ratio"]) == (1.5, 1.2, 1.5)
+
+
+def test_a_directory_of_something_else_is_left_alone(peers, tmp_path):
+    (tmp_path / "precious").write_text("yes")
+    with pytest.raises(SystemExit, match="is no environment: give another --env"):
+        peers.made_environment(tmp_path)
+    assert (tmp_path / "precious").read_text() == "yes"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["encoder_decoder", "decoder"])
+def test_our_side_answers_as_often_as_it_is_asked(family):
+    script = ROOT / "scripts" / "peers" / "ours.py"
+    done = subprocess.run(
+        [sys.executable, script, family, 'attention="rows"'],
+        input="1\n2\n", capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    facts, *answers = map(json.loads, done.stdout.splitlines())
+    assert facts["parameters"] == {"encoder_decoder": 30_420_352, "decoder": 34_087_424}[family]
+    assert [len(answer["seconds"]) for answer in answers] == [1, 2]
