@@ -142,5 +142,8 @@ def test_a_second_signal_does_not_wait_for_the_save(place, count):
     before = model_dirs.latest_step(place.directory / name)
     for process in processes:
         process.terminate()
-    assert [code for code, _, _ in place.ended(*processes, seconds=20)] == [-signal.SIGTERM] * count
+    first, *others = [code for code, _, _ in place.ended(*processes, seconds=20)]
+    assert first == -signal.SIGTERM
+    # The first may be gone before the other's signal arrives, and then that one is ended for it.
+    assert set(others) <= {-signal.SIGTERM, -signal.SIGABRT}
     assert model_dirs.latest_step(place.directory / name) == before >= 4
