@@ -86,13 +86,16 @@ class Program:
 
 def made_environment(place: Path) -> Path:
     """The Python of the peers' environment, made if it is not there."""
-    python, ready = place / "bin" / "python", place / "ready"
+    python, ready = place / "bin" / "python", place / "pretrain-peers"
     packages = "\n".join(PACKAGES)
     if not ready.exists() or ready.read_text() != packages:
-        if place.exists() and not (place / "pyvenv.cfg").exists():
-            sys.exit(f"{place} is there and is no environment: give another --env.")
+        if place.exists() and not ready.exists():
+            sys.exit(f"{place} is there, and not one that this script has made: give another --env.")
         click.echo(f"Making {place}: {' '.join(PACKAGES)}", err=True)
-        shutil.rmtree(place, ignore_errors=True)
+        if place.exists():
+            shutil.rmtree(place)
+        place.mkdir(parents=True)
+        ready.write_text("not yet")
         venv.create(place, with_pip=True)
         subprocess.run([python, "-m", "pip", "install", "-q", *PACKAGES], check=True)
         ready.write_text(packages)

@@ -34,7 +34,8 @@ def test_a_ratio_is_that_of_a_round(peers):
 
 def test_a_directory_of_something_else_is_left_alone(peers, tmp_path):
     (tmp_path / "precious").write_text("yes")
-    with pytest.raises(SystemExit, match="is no environment: give another --env"):
+    (tmp_path / "pyvenv.cfg").write_text("an environment of somebody else's")
+    with pytest.raises(SystemExit, match="not one that this script has made: give another --env"):
         peers.made_environment(tmp_path)
     assert (tmp_path / "precious").read_text() == "yes"
 

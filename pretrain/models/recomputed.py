@@ -18,6 +18,7 @@ from pretrain.parallel import sharding
 
 HEADS = ("batch", "length", "heads", "head_dim")
 _GROUPED = ("batch", "length", "heads", None, None)
+_HIDDEN = float(jnp.finfo(jnp.float32).min)
 _SCORES = ("batch", "heads", None, "length", None)
 
 
@@ -27,7 +28,7 @@ def scores(query_BQNH: jax.Array, key_BKMH: jax.Array, seen: Seen, bias: Offset)
     products = sharding.einsum("BQMGH,BKMH->BMGQK", query, key_BKMH, axes=_SCORES, dtype=jnp.float32)
     if (bias_NQK := bias_of(bias)) is not None:
         products += sharding.reshape(bias_NQK, products.shape[1:], _SCORES[1:])
-    return jnp.where(mask_of(seen)[:, None, None], products, jnp.finfo(jnp.float32).min)
+    return jnp.where(mask_of(seen)[:, None, None], products, _HIDDEN)
 
 
 def weighted(weights_BMGQK: jax.Array, value_BKMH: jax.Array) -> jax.Array:
@@ -47,7 +48,10 @@ def mix(
     query_BQNH: jax.Array, key_BKMH: jax.Array, value_BKMH: jax.Array, seen: Seen, bias: Offset,
     key: jax.Array | None, dropout: float,
 ) -> jax.Array:  # fmt: skip
-    """softmax(scores) v, [B, Q, N, H]. The products of the gradients are in the operands' dtype."""
+    """softmax(scores) v, [B, Q, N, H]; 0 for a query that sees nothing, where a softmax would give a mean.
+
+    The products of the gradients are in the operands' dtype.
+    """
     return _forward(query_BQNH, key_BKMH, value_BKMH, seen, bias, key, dropout)[0]
 
 
@@ -57,7 +61,7 @@ def _forward(
 ) -> tuple[jax.Array, tuple]:  # fmt: skip
     raw = scores(query, keys, seen, bias)
     log_sums_BMGQ1 = jax.nn.logsumexp(raw, axis=-1, keepdims=True)
-    weights = layers.dropout(jnp.exp(raw - log_sums_BMGQ1).astype(value.dtype), dropout, key)
+    weights = layers.dropout(_weights(raw, log_sums_BMGQ1).astype(value.dtype), dropout, key)
     mixed = weighted(weights, value)
     return mixed, (query, keys, value, seen, bias, key, mixed, log_sums_BMGQ1)
 
@@ -66,7 +70,7 @@ def _backward(dropout: float, kept: tuple, gradient_BQNH: jax.Array) -> tuple[An
     query, keys, value, seen, bias, key, mixed, log_sums_BMGQ1 = kept
     of_kept = functools.partial(layers.dropout, rate=dropout, key=key)  # linear, and its own transpose
     gradient = grouped(gradient_BQNH, value.shape[2])
-    weights = jnp.exp(scores(query, keys, seen, bias) - log_sums_BMGQ1)
+    weights = _weights(scores(query, keys, seen, bias), log_sums_BMGQ1)
     of_weights = sharding.einsum("BQMGH,BKMH->BMGQK", gradient, value, axes=_SCORES, dtype=jnp.float32)
     along = jnp.sum(gradient.astype(jnp.float32) * grouped(mixed, value.shape[2]), axis=-1)
     of_scores = weights * (of_kept(of_weights) - along.transpose(0, 2, 3, 1)[..., None])
@@ -81,6 +85,11 @@ def _backward(dropout: float, kept: tuple, gradient_BQNH: jax.Array) -> tuple[An
         *to_bias(of_bias),
         None,
     )
+
+
+def _weights(raw: jax.Array, log_sums: jax.Array) -> jax.Array:
+    """The softmax; 0 where a query must not see, also of one that sees nothing, such as padding."""
+    return jnp.where(raw > _HIDDEN, jnp.exp(raw - log_sums), 0.0)
 
 
 def _over_queries(x_BQMGH: jax.Array, weights_BMGQK: jax.Array) -> jax.Array:

@@ -91,6 +91,20 @@ def test_dropout_has_the_gradient_of_what_was_dropped():
     assert_same(both(of_mix, inputs, seen, offset), both(plain, inputs, seen, offset))
 
 
+@pytest.mark.parametrize("backend", [backends.rows, CHUNKED], ids=["rows", "chunked"])
+def test_a_query_that_sees_nothing_gives_nothing_to_what_it_does_not_see(backend):
+    """Padding of a decoder, over an encoder's row that has none."""
+    inputs, ids = arrays(24), segments(24)
+    seen = Mask.of(ids, jnp.ones_like(ids))
+
+    def mixed(*inputs):
+        return backend(*inputs, seen, None)[:, -1]
+
+    assert (ids[:, -1] == 0).all() and not mixed(*inputs).any()
+    gradients = jax.grad(lambda *inputs: jnp.sum(mixed(*inputs)), argnums=(0, 1, 2))(*inputs)
+    assert not any(gradient.any() for gradient in gradients)
+
+
 def test_the_scores_are_not_kept_for_the_backward_pass():
     inputs, seen, offset = arrays(24), masks(24)["prefix"], bias(24)
     _, kept = recomputed._forward(*inputs, seen, offset, None, 0.0)
