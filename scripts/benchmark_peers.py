@@ -11,6 +11,7 @@ the ratios within a round: the speed of a machine drifts, and drifts for all.
 import dataclasses
 import json
 import os
+import random
 import shutil
 import statistics
 import subprocess
@@ -23,6 +24,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+os.environ["JAX_PLATFORMS"] = "cpu"  # here too: nobody is to hold an accelerator
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "peers"))
 from job import SHAPES, Shape  # noqa: E402
@@ -54,7 +56,7 @@ class Program:
     name: str
     process: subprocess.Popen
     parameters: int
-    first_seconds: float
+    compile_seconds: float
     rounds: list[float] = dataclasses.field(default_factory=list)
 
     @classmethod
@@ -69,7 +71,7 @@ class Program:
         if not (line := process.stdout.readline()):
             sys.exit(f"{name} ended before its first step; the last it said:\n{log.read_text()[-2000:]}")
         facts = json.loads(line)
-        return cls(name, process, facts["parameters"], facts["first"])
+        return cls(name, process, facts["parameters"], facts["compile_seconds"])
 
     def run(self, steps: int) -> float:
         """Median seconds of a step; the first, in which the machine turns to it, is not counted."""
@@ -124,8 +126,7 @@ def compared(
                 status.update(f"{name}: compiling")
                 programs.append(Program.start(name, *command, place / f"{family}_{number}.log"))
             for number in range(rounds):
-                for place_in_round in range(len(programs)):
-                    program = programs[(number + place_in_round) % len(programs)]
+                for program in random.Random(number).sample(programs, len(programs)):
                     status.update(f"round {number + 1} of {rounds}: {program.name}")
                     program.run(steps)
     finally:
@@ -144,7 +145,7 @@ def figures(shape: Shape, programs: Sequence[Program]) -> list[dict]:
         lines.append(
             {
                 "name": program.name, "parameters": program.parameters,
-                "first_seconds": program.first_seconds, "seconds": seconds,
+                "compile_seconds": program.compile_seconds, "seconds": seconds,
                 "tokens_per_second": shape.tokens / seconds,
                 "ratio": statistics.median(ratios), "least_ratio": min(ratios), "most_ratio": max(ratios),
             }
@@ -155,11 +156,11 @@ def figures(shape: Shape, programs: Sequence[Program]) -> list[dict]:
 def table(family: str, lines: Sequence[dict]) -> Table:
     made = Table(title=f"{family}: {SHAPES[family]}", title_justify="left", box=None, padding=(0, 3, 0, 0))
     made.add_column("")
-    for name in ("parameters", "first step, s", "ms a step", "tokens/s", "ours is faster by", "of rounds"):
+    for name in ("parameters", "compile, s", "ms a step", "tokens/s", "ours is faster by", "of rounds"):
         made.add_column(name, justify="right")
     for line in lines:
         made.add_row(
-            line["name"], f"{line['parameters']:,}", f"{line['first_seconds']:.0f}",
+            line["name"], f"{line['parameters']:,}", f"{line['compile_seconds']:.0f}",
             f"{1000 * line['seconds']:,.0f}", f"{line['tokens_per_second']:,.0f}",
             f"{line['ratio']:.2f}", f"{line['least_ratio']:.2f} to {line['most_ratio']:.2f}",
         )  # fmt: skip
@@ -179,6 +180,10 @@ def main(
     fields: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Prints how fast we are beside our peers. A field of our models is set as in attention='"plain"'."""
+    names = [name.lower() for family in shape or SHAPES for name in PEERS[family]]
+    for part in only:
+        if not any(part.lower() in name for name in names):
+            raise click.UsageError(f"--only {part}: no peer of these shapes has it in its name.")
     python = made_environment(env)
     here = machine(MeshConfig().build())
     console = Console(width=140, highlight=False)

@@ -68,7 +68,8 @@ def rows(
 ) -> jax.Array:  # fmt: skip
     """`plain` for one row of the batch at a time on every device, each computed again in the backward pass.
 
-    The scores of a row [N, Q, K] stay in a CPU's cache; dropout draws other bits than `plain`.
+    The scores of a row [N, Q, K] stay in a CPU's cache. Dropout draws other bits than `plain`, and others on
+    a mesh that cuts the batch otherwise.
     """
     bias_NQK = bias_of(bias)
     number = query_BQNH.shape[0] // sharding.shares("batch")

@@ -1,7 +1,7 @@
 """The job that everyone is timed on, and the loop in which a timed program waits for its turns.
 
-A program says how many parameters it trains and how long its first step took, then reads from standard input
-how many steps to make, and answers with the seconds of each, a line of JSON at a time.
+A program says how many parameters it trains and how much longer its first step took than its second, then
+reads from standard input how many steps to make, and answers with the seconds of each: lines of JSON.
 """
 
 import dataclasses
@@ -43,15 +43,17 @@ SHAPES = {
 LEARNING_RATE, WEIGHT_DECAY = 1e-4, 0.01
 
 
-def serve(parameters: int, step: Callable[[], object], first: float | None = None) -> None:
-    """step: one update on the batch, that returns when it is done; first: seconds of one made before."""
+def serve(parameters: int, step: Callable[[], object], compile_seconds: float | None = None) -> None:
+    """step: one update, that returns when it is done; compile_seconds: where two were made before."""
 
     def timed() -> float:
         start = time.perf_counter()
         step()
         return time.perf_counter() - start
 
-    say({"parameters": parameters, "first": first or timed()})
+    if compile_seconds is None:
+        compile_seconds = timed() - timed()
+    say({"parameters": parameters, "compile_seconds": compile_seconds})
     for line in sys.stdin:
         say({"seconds": [timed() for _ in range(int(line))]})
 
