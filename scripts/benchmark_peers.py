@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
+import jax
 from rich.console import Console
 from rich.table import Table
 
@@ -184,6 +185,7 @@ def main(
     for part in only:
         if not any(part.lower() in name for name in names):
             raise click.UsageError(f"--only {part}: no peer of these shapes has it in its name.")
+    jax.config.update("jax_platforms", "cpu")  # here too: nobody is to hold an accelerator
     python = made_environment(env)
     here = machine(MeshConfig().build())
     console = Console(width=140, highlight=False)
