@@ -25,7 +25,6 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-os.environ["JAX_PLATFORMS"] = "cpu"  # here too: nobody is to hold an accelerator
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "peers"))
 from job import SHAPES, Shape  # noqa: E402
