@@ -11,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from pretrain.models import backends, layers
 from pretrain.models.masks import Bias, Offset, Seen
-from pretrain.models.recomputed import HEADS
+from pretrain.models.products import HEADS
 from pretrain.parallel import sharding
 
 Cache = dict[str, jax.Array]
@@ -93,7 +93,6 @@ class Attention(nnx.Module):
         keys, value = sharding.constrain(keys, whole), sharding.constrain(value, whole)
         mix = backends.plain if cache else backends.named(self.backend, self.chunk)
         mixed = mix(query * self.scale, keys, value, seen, bias, dropout=self.dropout, key=key)
-        mixed = checkpoint_name(mixed, "mixed")
         joined = sharding.reshape(mixed, (*x_BQD.shape[:2], -1), ("batch", "length", "heads"))
         y_BQD = sharding.matmul(joined, self.out[...], axes=layers.RESIDUAL)
         return checkpoint_name(y_BQD, "out"), cache

@@ -1,7 +1,7 @@
 """softmax(q k + bias, where the mask lets it) v, in several ways that give the same.
 
 Shapes: B batch, Q queries, K keys, N heads, M key/value heads, G = N / M queries that share a key head,
-H head_dim. Queries are scaled by the caller; the softmax is float32.
+H head_dim. Queries are scaled by the caller; the softmax is float32; each names its result "mixed" for remat.
 
 A backend that cannot do what it is asked refuses, in `check` before anything is traced where it can be known
 there: one that leaves out a mask trains on what it must not see, and nobody is told
@@ -14,11 +14,12 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from pretrain.errors import InputError
 from pretrain.models import layers, recomputed
 from pretrain.models.masks import Bias, Mask, Offset, Parts, Seen, bias_of, cut, joined, mask_of
-from pretrain.models.recomputed import HEADS
+from pretrain.models.products import HEADS, scores, weighted
 from pretrain.parallel import sharding
 
 
@@ -31,9 +32,9 @@ def plain(
     Where the length is cut, queries stay and keys and values are gathered: exact, and the memory of the
     scores is shared.
     """
-    weights = jax.nn.softmax(recomputed.scores(query_BQNH, key_BKMH, seen, bias), axis=-1)
+    weights = jax.nn.softmax(scores(query_BQNH, key_BKMH, seen, bias), axis=-1)
     weights = layers.dropout(weights.astype(value_BKMH.dtype), dropout, key)
-    return recomputed.weighted(weights, value_BKMH)
+    return checkpoint_name(weighted(weights, value_BKMH), "mixed")
 
 
 def chunked(
@@ -119,7 +120,8 @@ def cudnn(
     axes: list[tuple[str | None, ...]] = [HEADS, whole, whole, ("batch", "length", None)]
     biases = [] if bias_NQK is None else [bias_NQK]
     axes += [("heads", "length", None)] * len(biases)
-    return sharding.each_device(local, axes, HEADS)(query_BQNH, key_BKMH, value_BKMH, mask_BQK, *biases)
+    mixed = sharding.each_device(local, axes, HEADS)(query_BQNH, key_BKMH, value_BKMH, mask_BQK, *biases)
+    return checkpoint_name(mixed, "mixed")
 
 
 LANES = 128  # what the TPU kernel's sizes are multiples of
@@ -160,7 +162,7 @@ def splash(
     whole = (*rows, "heads", None)
     axes = [whole, whole, whole, rows, rows]
     arrays = (query_BQNH, key_BKMH, value_BKMH, seen.query_segments, seen.key_segments)
-    return sharding.each_device(local, axes, whole)(*arrays)
+    return checkpoint_name(sharding.each_device(local, axes, whole)(*arrays), "mixed")
 
 
 def _check_splash(

@@ -11,36 +11,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from pretrain.models import layers
-from pretrain.models.masks import Offset, Seen, bias_of, mask_of
+from pretrain.models.masks import Offset, Seen, bias_of
+from pretrain.models.products import HIDDEN, SCORES, grouped, scores, weighted
 from pretrain.parallel import sharding
-
-HEADS = ("batch", "length", "heads", "head_dim")
-_GROUPED = ("batch", "length", "heads", None, None)
-_HIDDEN = float(jnp.finfo(jnp.float32).min)
-_SCORES = ("batch", "heads", None, "length", None)
-
-
-def scores(query_BQNH: jax.Array, key_BKMH: jax.Array, seen: Seen, bias: Offset) -> jax.Array:
-    """Float32 [B, M, G, Q, K], the lowest number where a query must not see a key."""
-    query = grouped(query_BQNH, key_BKMH.shape[2])
-    products = sharding.einsum("BQMGH,BKMH->BMGQK", query, key_BKMH, axes=_SCORES, dtype=jnp.float32)
-    if (bias_NQK := bias_of(bias)) is not None:
-        products += sharding.reshape(bias_NQK, products.shape[1:], _SCORES[1:])
-    return jnp.where(mask_of(seen)[:, None, None], products, _HIDDEN)
-
-
-def weighted(weights_BMGQK: jax.Array, value_BKMH: jax.Array) -> jax.Array:
-    """The values mixed, [B, Q, N, H]."""
-    mixed = sharding.einsum("BMGQK,BKMH->BQMGH", weights_BMGQK, value_BKMH, axes=_GROUPED)
-    return sharding.reshape(mixed, (*mixed.shape[:2], -1, mixed.shape[-1]), HEADS)
-
-
-def grouped(x_BQNH: jax.Array, key_heads: int) -> jax.Array:
-    """[B, Q, M, G, H]: the heads by the key head that they share."""
-    B, Q, N, H = x_BQNH.shape
-    return sharding.reshape(x_BQNH, (B, Q, key_heads, N // key_heads, H), _GROUPED)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
@@ -60,9 +36,10 @@ def _forward(
     dropout: float,
 ) -> tuple[jax.Array, tuple]:  # fmt: skip
     raw = scores(query, keys, seen, bias)
-    log_sums_BMGQ1 = jax.nn.logsumexp(raw, axis=-1, keepdims=True)
+    # Named here: what `remat` may keep has to be what the backward pass asks for, and not a copy of it.
+    log_sums_BMGQ1 = checkpoint_name(jax.nn.logsumexp(raw, axis=-1, keepdims=True), "mixed")
     weights = layers.dropout(_weights(raw, log_sums_BMGQ1).astype(value.dtype), dropout, key)
-    mixed = weighted(weights, value)
+    mixed = checkpoint_name(weighted(weights, value), "mixed")
     return mixed, (query, keys, value, seen, bias, key, mixed, log_sums_BMGQ1)
 
 
@@ -71,7 +48,7 @@ def _backward(dropout: float, kept: tuple, gradient_BQNH: jax.Array) -> tuple[An
     of_kept = functools.partial(layers.dropout, rate=dropout, key=key)  # linear, and its own transpose
     gradient = grouped(gradient_BQNH, value.shape[2])
     weights = _weights(scores(query, keys, seen, bias), log_sums_BMGQ1)
-    of_weights = sharding.einsum("BQMGH,BKMH->BMGQK", gradient, value, axes=_SCORES, dtype=jnp.float32)
+    of_weights = sharding.einsum("BQMGH,BKMH->BMGQK", gradient, value, axes=SCORES, dtype=jnp.float32)
     along = jnp.sum(gradient.astype(jnp.float32) * grouped(mixed, value.shape[2]), axis=-1)
     of_scores = weights * (of_kept(of_weights) - along.transpose(0, 2, 3, 1)[..., None])
     low = of_scores.astype(query.dtype)
@@ -89,7 +66,7 @@ def _backward(dropout: float, kept: tuple, gradient_BQNH: jax.Array) -> tuple[An
 
 def _weights(raw: jax.Array, log_sums: jax.Array) -> jax.Array:
     """The softmax; 0 where a query must not see, also of one that sees nothing, such as padding."""
-    return jnp.where(raw > _HIDDEN, jnp.exp(raw - log_sums), 0.0)
+    return jnp.where(raw > HIDDEN, jnp.exp(raw - log_sums), 0.0)
 
 
 def _over_queries(x_BQMGH: jax.Array, weights_BMGQK: jax.Array) -> jax.Array:

@@ -82,12 +82,15 @@ def test_remat_equals_no_remat(family, policy, tiny_config, token_batch):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), kept, again)
 
 
-def test_remat_computes_again(tiny_config, token_batch):
-    """The policy reaches the program: without it nothing is marked for recomputation."""
-    batch = token_batch("decoder")
+EVERY_NAME = {"remat": "names", "remat_keep": ("query", "key", "value", "mixed", "out", "gate", "up")}
 
-    def products(**policy) -> int:
-        config = tiny_config("decoder", **policy)
+
+@pytest.fixture
+def products(tiny_config, token_batch):
+    """products(**config): the matrix products in the program of a decoder's gradient, a scan's body once."""
+
+    def count(**fields) -> int:
+        config, batch = tiny_config("decoder", **fields), token_batch("decoder")
         graph, params = state.graph(config), jax.eval_shape(lambda: state.init_params(config, 0))
 
         def loss(params):
@@ -95,12 +98,24 @@ def test_remat_computes_again(tiny_config, token_batch):
 
         return str(jax.make_jaxpr(jax.grad(loss))(params)).count("dot_general[")
 
+    return count
+
+
+def test_remat_computes_again(products):
+    """The policy reaches the program: without it nothing is marked for recomputation."""
     none, full, dots = (products(remat=remat) for remat in ("none", "full", "dots"))
-    query = products(remat="names", remat_keep=("query",))
-    everything = products(remat="names", remat_keep=("query", "key", "value", "mixed", "out", "gate", "up"))
+    query, everything = products(remat="names", remat_keep=("query",)), products(**EVERY_NAME)
     # Of a block's 9 products 8 are needed again; those with weights are 6 of them, each has a name, and the
     # scores are needed for the gradient of the softmax whatever is kept.
     assert (full - none, dots - none, query - none, everything - none) == (8, 2, 7, 1)
+
+
+@pytest.mark.parametrize("backend", [{"attention": "rows"}, {"attention": "chunked", "attention_chunk": 4}])
+def test_what_attention_mixed_is_not_computed_again_where_it_is_kept(backend, products):
+    none, everything = products(**backend), products(**backend, **EVERY_NAME)
+    without = products(**backend, remat="names", remat_keep=tuple(set(EVERY_NAME["remat_keep"]) - {"mixed"}))
+    # Without it, the scores and the product with the values; once more the scores are computed by all three.
+    assert (everything - none, without - none) == (0, 2)
 
 
 def test_dropout_needs_a_key_and_depends_on_it(tiny_config, token_batch):
