@@ -34,7 +34,7 @@ from pretrain.parallel.mesh import MeshConfig  # noqa: E402
 
 # The last transformers with models in Flax, and a PyTorch that it works with.
 PACKAGES = ("torch==2.13.0", "transformers==4.57.1", "jax[cpu]==0.10.2", "flax==0.12.8", "optax==0.2.8")
-OURS = "pretrain"
+OURS, CEILING = "pretrain", "bare products of matrices"
 FIELDS = ('attention="rows"',)  # of our models: what suits a CPU, as docs/performance.md says
 PEERS = {
     "encoder_decoder": {
@@ -57,6 +57,7 @@ class Program:
     process: subprocess.Popen
     parameters: int
     compile_seconds: float
+    flops: float | None
     rounds: list[float] = dataclasses.field(default_factory=list)
 
     @classmethod
@@ -71,7 +72,7 @@ class Program:
         if not (line := process.stdout.readline()):
             sys.exit(f"{name} ended before its first step; the last it said:\n{log.read_text()[-2000:]}")
         facts = json.loads(line)
-        return cls(name, process, facts["parameters"], facts["compile_seconds"])
+        return cls(name, process, **facts)
 
     def run(self, steps: int) -> float:
         """Median seconds of a step; the first, in which the machine turns to it, is not counted."""
@@ -113,13 +114,14 @@ def compared(
     only: Sequence[str],
     place: Path,
 ) -> list[Program]:
-    """Ours, and then its peers, after their rounds."""
+    """Ours, then its peers, and last what a machine can do at most, after their rounds."""
     console = Console(stderr=True)
     programs: list[Program] = []
     commands = {OURS: (Path(sys.executable), "ours.py", [family, *FIELDS, *fields])}
     for name, (script, *mode) in PEERS[family].items():
         if not only or any(part.lower() in name.lower() for part in only):
             commands[name] = (python, script, [family, *mode])
+    commands[CEILING] = (Path(sys.executable), "products.py", [family])
     try:
         with console.status("") as status:
             for number, (name, command) in enumerate(commands.items()):
@@ -136,34 +138,49 @@ def compared(
 
 
 def figures(shape: Shape, programs: Sequence[Program]) -> list[dict]:
-    """Of each program. ratio: how long one of its steps takes, in steps of ours of the same round."""
+    """Of each program. ratio: how long one of its steps takes, in steps of ours of the same round.
+
+    Peers make the same products as we do; of what makes other ones, only their speed can be compared.
+    """
     ours = programs[0]
     lines = []
     for program in programs:
         ratios = [theirs / own for theirs, own in zip(program.rounds, ours.rounds, strict=True)]
         seconds = statistics.median(program.rounds)
-        lines.append(
-            {
-                "name": program.name, "parameters": program.parameters,
-                "compile_seconds": program.compile_seconds, "seconds": seconds,
-                "tokens_per_second": shape.tokens / seconds,
+        line = {"name": program.name, "flops_per_second": (program.flops or ours.flops) / seconds}
+        if program.name != CEILING:
+            line |= {
+                "parameters": program.parameters, "compile_seconds": program.compile_seconds,
+                "seconds": seconds, "tokens_per_second": shape.tokens / seconds,
                 "ratio": statistics.median(ratios), "least_ratio": min(ratios), "most_ratio": max(ratios),
-            }
-        )  # fmt: skip
+            }  # fmt: skip
+        lines.append(line)
     return lines
 
 
 def table(family: str, lines: Sequence[dict]) -> Table:
     made = Table(title=f"{family}: {SHAPES[family]}", title_justify="left", box=None, padding=(0, 3, 0, 0))
     made.add_column("")
-    for name in ("parameters", "compile, s", "ms a step", "tokens/s", "ours is faster by", "of rounds"):
+    columns = (
+        "GFLOP/s",
+        "parameters",
+        "compile, s",
+        "ms a step",
+        "tokens/s",
+        "ours is faster by",
+        "of rounds",
+    )
+    for name in columns:
         made.add_column(name, justify="right")
     for line in lines:
-        made.add_row(
-            line["name"], f"{line['parameters']:,}", f"{line['compile_seconds']:.0f}",
-            f"{1000 * line['seconds']:,.0f}", f"{line['tokens_per_second']:,.0f}",
-            f"{line['ratio']:.2f}", f"{line['least_ratio']:.2f} to {line['most_ratio']:.2f}",
-        )  # fmt: skip
+        cells = [line["name"], f"{line['flops_per_second'] / 1e9:.0f}"]
+        if line["name"] != CEILING:
+            cells += [
+                f"{line['parameters']:,}", f"{line['compile_seconds']:.0f}", f"{1000 * line['seconds']:,.0f}",
+                f"{line['tokens_per_second']:,.0f}", f"{line['ratio']:.2f}",
+                f"{line['least_ratio']:.2f} to {line['most_ratio']:.2f}",
+            ]  # fmt: skip
+        made.add_row(*cells)
     return made
 
 

@@ -24,12 +24,15 @@ def peers():
 
 def test_a_ratio_is_that_of_a_round(peers):
     """The machine was half as fast in the second round: the ratios do not change."""
-    ours = peers.Program("ours", None, 10, 1.0, [1.0, 2.0, 1.0])
-    other = peers.Program("other", None, 10, 1.0, [1.5, 3.0, 1.2])
+    ours = peers.Program("ours", None, 10, 1.0, 6e9, [1.0, 2.0, 1.0])
+    other = peers.Program("other", None, 10, 1.0, None, [1.5, 3.0, 1.2])
     shape = peers.SHAPES["decoder"]
-    first, second = peers.figures(shape, [ours, other])
+    ceiling = peers.Program(peers.CEILING, None, 0, 0.1, 2e9, [0.1, 0.2, 0.1])
+    first, second, third = peers.figures(shape, [ours, other, ceiling])
     assert (first["ratio"], first["tokens_per_second"]) == (1.0, shape.tokens / 1.0)
     assert (second["ratio"], second["least_ratio"], second["most_ratio"]) == (1.5, 1.2, 1.5)
+    assert second["flops_per_second"] == 6e9 / 1.5
+    assert third == {"name": peers.CEILING, "flops_per_second": 2e10}
 
 
 def test_a_directory_of_something_else_is_left_alone(peers, tmp_path):
@@ -50,4 +53,7 @@ def test_our_side_answers_as_often_as_it_is_asked(family):
     )  # fmt: skip
     facts, *answers = map(json.loads, done.stdout.splitlines())
     assert facts["parameters"] == {"encoder_decoder": 30_420_352, "decoder": 34_087_424}[family]
+    assert facts["flops"] == pytest.approx(
+        {"encoder_decoder": 4.03e11, "decoder": 8.375e11}[family], rel=1e-3
+    )
     assert [len(answer["seconds"]) for answer in answers] == [1, 2]

@@ -1,6 +1,7 @@
 """The job that everyone is timed on, and the loop in which a timed program waits for its turns.
 
-A program says how many parameters it trains and how much longer its first step took than its second, then
+A program says how many parameters it trains, how much longer its first step took than its second, and the
+floating point operations of a step where it knows them (the model's, as docs/metrics.md counts). Then it
 reads from standard input how many steps to make, and answers with the seconds of each: lines of JSON.
 """
 
@@ -43,7 +44,10 @@ SHAPES = {
 LEARNING_RATE, WEIGHT_DECAY = 1e-4, 0.01
 
 
-def serve(parameters: int, step: Callable[[], object], compile_seconds: float | None = None) -> None:
+def serve(
+    parameters: int, step: Callable[[], object], compile_seconds: float | None = None,
+    flops: float | None = None,
+) -> None:  # fmt: skip
     """step: one update, that returns when it is done; compile_seconds: where two were made before."""
 
     def timed() -> float:
@@ -53,7 +57,7 @@ def serve(parameters: int, step: Callable[[], object], compile_seconds: float | 
 
     if compile_seconds is None:
         compile_seconds = timed() - timed()
-    say({"parameters": parameters, "compile_seconds": compile_seconds})
+    say({"parameters": parameters, "compile_seconds": compile_seconds, "flops": flops})
     for line in sys.stdin:
         say({"seconds": [timed() for _ in range(int(line))]})
 

@@ -67,7 +67,12 @@ def main(family: str, *fields: str) -> None:
     steps = BareSteps(run, mesh, batch_of(family, shape))
     abstract = jax.eval_shape(lambda key: run.model.build(key), jax.random.key(0))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract))
-    serve(parameters, lambda: steps.round(1), steps.compile_seconds)
+    serve(
+        parameters,
+        lambda: steps.round(1),
+        steps.compile_seconds,
+        3 * shape.batch * run.model.flops(run.lengths),
+    )
 
 
 if __name__ == "__main__":
