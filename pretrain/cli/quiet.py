@@ -1,9 +1,11 @@
-"""TensorFlow without its start-up chatter, which no log level turns off."""
+"""Libraries without their chatter, where no log level turns it off."""
 
 import logging
 import os
+import re
 import sys
 import tempfile
+from pathlib import Path
 from typing import Any
 
 
@@ -29,15 +31,29 @@ def import_tensorflow() -> None:
             os.close(stderr)
 
 
+# What fails in a save or a restore is raised, once. Where one array fails, Orbax and TensorStore have an
+# exception for each that ends after it as well, which nobody can catch, and pages of settings in each.
+_LATE_ARRAYS = re.compile("Event loop is closed|Encountered error while reading array index")
+
+
 def _is_not_orbax(record: logging.LogRecord) -> bool:
-    """What fails in a save is also raised; Orbax logs it as well, pages for each of its threads."""
-    return f"{os.sep}orbax{os.sep}" not in record.pathname
+    places = (record.pathname, record.getMessage())  # asyncio logs tasks of Orbax that nobody awaits
+    return not any(f"{os.sep}orbax{os.sep}" in place for place in places)
 
 
 def _without_late_arrays(nobodys: Any) -> None:
-    """Where one array of a save fails, TensorStore has an exception for each that ends after it."""
-    if str(nobodys.exc_value) != "Event loop is closed":
+    if not _LATE_ARRAYS.match(str(nobodys.exc_value)):
         sys.__unraisablehook__(nobodys)
+
+
+def _without_a_tpu() -> None:
+    """Tells libtpu what it would ask a cloud machine, and complain of, where no device is Google's."""
+    from pretrain.parallel.topologies import ALONE
+
+    vendors = Path("/sys/bus/pci/devices").glob("*/vendor")
+    if all(vendor.read_text().strip() != "0x1ae0" for vendor in vendors):
+        for name, value in ALONE.items():
+            os.environ.setdefault(name, value)
 
 
 def quiet_logs() -> None:
@@ -50,6 +66,8 @@ def quiet_logs() -> None:
         tfds.disable_progress_bar()
     absl.logging.set_verbosity(absl.logging.ERROR)
     sys.unraisablehook = _without_late_arrays
-    logging.getLogger("absl").addFilter(_is_not_orbax)
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_is_not_orbax)
+    _without_a_tpu()
     for name in ("absl", "orbax", "jax", "tensorflow", "tensorflow_datasets"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -17,7 +17,7 @@ TPUS = {"v4": "megacore", "v5e": "default", "v5p": "megacore", "v6e": "default"}
 EXAMPLES = "v5p:4x4x4, v5e:16x16, v6e:16x16, v4:4x4x4 or cpu:8"
 
 # What libtpu would ask of the cloud machine that it is not on; and several may compile at a time.
-_ALONE = {
+ALONE = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
@@ -62,7 +62,7 @@ class Topology:
             return _cpus(int(self.name.partition(":")[2]))
         if importlib.util.find_spec("libtpu") is None:
             raise InputError(f"--topology {self.name} needs the TPU compiler: pip install 'pretrain[tpu]'.")
-        for name, value in _ALONE.items():
+        for name, value in ALONE.items():
             os.environ.setdefault(name, value)
         several = {"num_slices": self.slices} if self.slices > 1 else {}
         try:
