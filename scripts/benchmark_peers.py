@@ -8,6 +8,7 @@ alone; then they take turns, a few steps each, in an order that changes from rou
 the ratios within a round: the speed of a machine drifts, and drifts for all.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -55,6 +56,7 @@ class Program:
 
     name: str
     process: subprocess.Popen
+    log: Path
     parameters: int
     compile_seconds: float
     flops: float | None
@@ -68,23 +70,28 @@ class Program:
                 [python, HERE / "peers" / script, *arguments], env=environment, text=True,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
             )  # fmt: skip
-        assert process.stdout
-        if not (line := process.stdout.readline()):
-            sys.exit(f"{name} ended before its first step; the last it said:\n{log.read_text()[-2000:]}")
-        facts = json.loads(line)
-        return cls(name, process, **facts)
+        return cls(name, process, log, **answer(name, process, log))
 
     def run(self, steps: int) -> float:
         """Median seconds of a step; the first, in which the machine turns to it, is not counted."""
-        assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(f"{steps + 1}\n")
-        self.process.stdin.flush()
-        self.rounds.append(statistics.median(json.loads(self.process.stdout.readline())["seconds"][1:]))
+        assert self.process.stdin
+        with contextlib.suppress(BrokenPipeError):  # of one that has ended: `answer` says so
+            self.process.stdin.write(f"{steps + 1}\n")
+            self.process.stdin.flush()
+        self.rounds.append(statistics.median(answer(self.name, self.process, self.log)["seconds"][1:]))
         return self.rounds[-1]
 
     def end(self) -> None:
         self.process.kill()
         self.process.wait()
+
+
+def answer(name: str, process: subprocess.Popen, log: Path) -> dict:
+    """The next line that the program says. Ends the script if it says none any more."""
+    assert process.stdout
+    if not (line := process.stdout.readline()):
+        sys.exit(f"{name} ended before the last round; the last it said:\n{log.read_text()[-2000:]}")
+    return json.loads(line)
 
 
 def made_environment(place: Path) -> Path:
