@@ -19,7 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 from pretrain.errors import InputError
 from pretrain.models import layers, recomputed
 from pretrain.models.masks import Bias, Mask, Offset, Parts, Seen, bias_of, cut, joined, mask_of
-from pretrain.models.products import HEADS, scores, weighted
+from pretrain.models.products import HEADS, by_head, grouped, scores, ungrouped, weighted
 from pretrain.parallel import sharding
 
 
@@ -32,9 +32,10 @@ def plain(
     Where the length is cut, queries stay and keys and values are gathered: exact, and the memory of the
     scores is shared.
     """
-    weights = jax.nn.softmax(scores(query_BQNH, key_BKMH, seen, bias), axis=-1)
+    queries, keys = grouped(query_BQNH, key_BKMH.shape[2]), by_head(key_BKMH)
+    weights = jax.nn.softmax(scores(queries, keys, seen, bias), axis=-1)
     weights = layers.dropout(weights.astype(value_BKMH.dtype), dropout, key)
-    return checkpoint_name(weighted(weights, value_BKMH), "mixed")
+    return checkpoint_name(ungrouped(weighted(weights, by_head(value_BKMH))), "mixed")
 
 
 def chunked(

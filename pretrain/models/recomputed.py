@@ -15,8 +15,16 @@ from jax.ad_checkpoint import checkpoint_name
 
 from pretrain.models import layers
 from pretrain.models.masks import Offset, Seen, bias_of
-from pretrain.models.products import HIDDEN, SCORES, grouped, scores, weighted
-from pretrain.parallel import sharding
+from pretrain.models.products import (
+    HIDDEN,
+    by_head,
+    grouped,
+    over_queries,
+    scores,
+    ungrouped,
+    weighted,
+    with_keys,
+)  # fmt: skip
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
@@ -35,44 +43,44 @@ def _forward(
     query: jax.Array, keys: jax.Array, value: jax.Array, seen: Seen, bias: Offset, key: jax.Array | None,
     dropout: float,
 ) -> tuple[jax.Array, tuple]:  # fmt: skip
-    raw = scores(query, keys, seen, bias)
+    raw = scores(grouped(query, keys.shape[2]), by_head(keys), seen, bias)
+    highest = jnp.max(raw, axis=-1, keepdims=True)
+    sees = highest > HIDDEN
+    highest = jnp.where(sees, highest, 0.0)  # then what is hidden has a weight of 0, also where all is
+    weights_BMQGK = jnp.exp(raw - highest)
+    sums = jnp.where(sees, jnp.sum(weights_BMQGK, axis=-1, keepdims=True), 1.0)
+    weights_BMQGK = layers.dropout(weights_BMQGK, dropout, key).astype(value.dtype)
     # Named here: what `remat` may keep has to be what the backward pass asks for, and not a copy of it.
-    log_sums_BMGQ1 = checkpoint_name(jax.nn.logsumexp(raw, axis=-1, keepdims=True), "mixed")
-    weights = layers.dropout(_weights(raw, log_sums_BMGQ1).astype(value.dtype), dropout, key)
-    mixed = checkpoint_name(weighted(weights, value), "mixed")
-    return mixed, (query, keys, value, seen, bias, key, mixed, log_sums_BMGQ1)
+    mixed = ungrouped((weighted(weights_BMQGK, by_head(value)) / sums).astype(value.dtype))
+    mixed = checkpoint_name(mixed, "mixed")
+    log_sums_BMQG1 = checkpoint_name(highest + jnp.log(sums), "mixed")
+    return mixed, (query, keys, value, seen, bias, key, mixed, log_sums_BMQG1)
 
 
 def _backward(dropout: float, kept: tuple, gradient_BQNH: jax.Array) -> tuple[Any, ...]:
-    query, keys, value, seen, bias, key, mixed, log_sums_BMGQ1 = kept
+    query, keys, value, seen, bias, key, mixed, log_sums_BMQG1 = kept
+    M = keys.shape[2]
     of_kept = functools.partial(layers.dropout, rate=dropout, key=key)  # linear, and its own transpose
-    gradient = grouped(gradient_BQNH, value.shape[2])
-    weights = _weights(scores(query, keys, seen, bias), log_sums_BMGQ1)
-    of_weights = sharding.einsum("BQMGH,BKMH->BMGQK", gradient, value, axes=SCORES, dtype=jnp.float32)
-    along = jnp.sum(gradient.astype(jnp.float32) * grouped(mixed, value.shape[2]), axis=-1)
-    of_scores = weights * (of_kept(of_weights) - along.transpose(0, 2, 3, 1)[..., None])
+    queries, gradient = grouped(query, M), grouped(gradient_BQNH, M)
+    weights = jnp.exp(scores(queries, by_head(keys), seen, bias) - log_sums_BMQG1)
+    of_weights = with_keys(gradient, by_head(value))
+    along = jnp.sum(gradient.astype(jnp.float32) * grouped(mixed, M), axis=-1, keepdims=True)
+    along = jax.lax.optimization_barrier(along)  # XLA's CPU compiler puts the sum into the product above
+    of_scores = weights * (of_kept(of_weights) - along)
     low = of_scores.astype(query.dtype)
     _, to_bias = jax.vjp(bias_of, bias)
-    of_bias = None if bias is None else jnp.sum(of_scores, axis=0).reshape(-1, *of_scores.shape[3:])
+    of_bias = None
+    if bias is not None:
+        of_bias = jnp.sum(of_scores, axis=0).transpose(0, 2, 1, 3)
+        of_bias = of_bias.reshape(-1, *of_bias.shape[2:])
     return (
-        weighted(low, keys),
-        _over_queries(grouped(query, keys.shape[2]), low),
-        _over_queries(gradient, of_kept(weights.astype(value.dtype))),
+        ungrouped(weighted(low, by_head(keys))),
+        over_queries(queries, low),
+        over_queries(gradient, of_kept(weights).astype(value.dtype)),
         None,
         *to_bias(of_bias),
         None,
     )
-
-
-def _weights(raw: jax.Array, log_sums: jax.Array) -> jax.Array:
-    """The softmax; 0 where a query must not see, also of one that sees nothing, such as padding."""
-    return jnp.where(raw > HIDDEN, jnp.exp(raw - log_sums), 0.0)
-
-
-def _over_queries(x_BQMGH: jax.Array, weights_BMGQK: jax.Array) -> jax.Array:
-    """[B, K, M, H]. Computed as [H, K], so that XLA's CPU compiler transposes the smaller operand."""
-    axes = ("batch", "heads", None, None)
-    return sharding.einsum("BQMGH,BMGQK->BMHK", x_BQMGH, weights_BMGQK, axes=axes).transpose(0, 3, 1, 2)
 
 
 mix.defvjp(_forward, _backward)

@@ -186,8 +186,9 @@ def einsum(subscripts: str, *operands: jax.Array, axes: Sequence[str | None], dt
 def matmul(x: jax.Array, weight: jax.Array, axes: Sequence[str | None], dtype=None) -> jax.Array:
     """x [B, L, I] times a float32 weight [I, O] in x's dtype, laid out by `axes`; `dtype` as of einsum.
 
-    The weight's gradient is asked for as [I, O], not as a transposed [O, I]: XLA's CPU compiler fulfils that
-    with a transposed copy of the incoming gradient, into which it also puts what that was computed from.
+    The weight's gradient has the larger of I and O last, and is transposed after: XLA's CPU compiler makes a
+    transposed copy of the first operand, x or the incoming gradient, and puts into it also what it was
+    computed from.
     """
     return _matmul(x, weight, spec(axes), dtype)
 
@@ -210,7 +211,12 @@ def _matmul_backward(
     x, weight = operands
     of_x, of_weight = jax.typeof(x).sharding, jax.typeof(weight).sharding
     dx = jnp.einsum("BLO,IO->BLI", gradient, weight.astype(x.dtype), out_sharding=of_x)
-    dw = jnp.einsum("BLI,BLO->IO", x, gradient, out_sharding=of_weight)
+    if weight.shape[0] <= weight.shape[1]:
+        dw = jnp.einsum("BLI,BLO->IO", x, gradient, out_sharding=of_weight)
+    else:
+        rows, columns = (*of_weight.spec, None, None)[:2]
+        across = of_weight.update(spec=PartitionSpec(columns, rows))
+        dw = jnp.einsum("BLO,BLI->OI", gradient, x, out_sharding=across).T
     return dx.astype(x.dtype), dw.astype(weight.dtype)
 
 
