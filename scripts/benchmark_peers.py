@@ -35,7 +35,7 @@ from pretrain.parallel.mesh import MeshConfig  # noqa: E402
 
 # The last transformers with models in Flax, and a PyTorch that it works with.
 PACKAGES = ("torch==2.13.0", "transformers==4.57.1", "jax[cpu]==0.10.2", "flax==0.12.8", "optax==0.2.8")
-OURS, CEILING = "pretrain", "bare products of matrices"
+OURS, PRODUCT = "pretrain", "one large product, by XLA"
 FIELDS = ('attention="rows"',)  # of our models: what suits a CPU, as docs/performance.md says
 PEERS = {
     "encoder_decoder": {
@@ -90,7 +90,7 @@ def answer(name: str, process: subprocess.Popen, log: Path) -> dict:
     """The next line that the program says. Ends the script if it says none any more."""
     assert process.stdout
     if not (line := process.stdout.readline()):
-        sys.exit(f"{name} ended before the last round; the last it said:\n{log.read_text()[-2000:]}")
+        sys.exit(f"{name} ended before its time; the last it said:\n{log.read_text()[-2000:]}")
     return json.loads(line)
 
 
@@ -121,14 +121,14 @@ def compared(
     only: Sequence[str],
     place: Path,
 ) -> list[Program]:
-    """Ours, then its peers, and last what a machine can do at most, after their rounds."""
+    """Ours, then its peers, and last a bare product of matrices, after their rounds."""
     console = Console(stderr=True)
     programs: list[Program] = []
     commands = {OURS: (Path(sys.executable), "ours.py", [family, *FIELDS, *fields])}
     for name, (script, *mode) in PEERS[family].items():
         if not only or any(part.lower() in name.lower() for part in only):
             commands[name] = (python, script, [family, *mode])
-    commands[CEILING] = (Path(sys.executable), "products.py", [family])
+    commands[PRODUCT] = (Path(sys.executable), "products.py", [family])
     try:
         with console.status("") as status:
             for number, (name, command) in enumerate(commands.items()):
@@ -147,7 +147,7 @@ def compared(
 def figures(shape: Shape, programs: Sequence[Program]) -> list[dict]:
     """Of each program. ratio: how long one of its steps takes, in steps of ours of the same round.
 
-    Peers make the same products as we do; of what makes other ones, only their speed can be compared.
+    A peer's operations are counted as ours are, by the formula of docs/metrics.md, whatever it leaves out.
     """
     ours = programs[0]
     lines = []
@@ -155,7 +155,7 @@ def figures(shape: Shape, programs: Sequence[Program]) -> list[dict]:
         ratios = [theirs / own for theirs, own in zip(program.rounds, ours.rounds, strict=True)]
         seconds = statistics.median(program.rounds)
         line = {"name": program.name, "flops_per_second": (program.flops or ours.flops) / seconds}
-        if program.name != CEILING:
+        if program.name != PRODUCT:
             line |= {
                 "parameters": program.parameters, "compile_seconds": program.compile_seconds,
                 "seconds": seconds, "tokens_per_second": shape.tokens / seconds,
@@ -181,7 +181,7 @@ def table(family: str, lines: Sequence[dict]) -> Table:
         made.add_column(name, justify="right")
     for line in lines:
         cells = [line["name"], f"{line['flops_per_second'] / 1e9:.0f}"]
-        if line["name"] != CEILING:
+        if line["name"] != PRODUCT:
             cells += [
                 f"{line['parameters']:,}", f"{line['compile_seconds']:.0f}", f"{1000 * line['seconds']:,.0f}",
                 f"{line['tokens_per_second']:,.0f}", f"{line['ratio']:.2f}",

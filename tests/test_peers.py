@@ -27,12 +27,12 @@ def test_a_ratio_is_that_of_a_round(peers):
     ours = peers.Program("ours", None, None, 10, 1.0, 6e9, [1.0, 2.0, 1.0])
     other = peers.Program("other", None, None, 10, 1.0, None, [1.5, 3.0, 1.2])
     shape = peers.SHAPES["decoder"]
-    ceiling = peers.Program(peers.CEILING, None, None, 0, 0.1, 2e9, [0.1, 0.2, 0.1])
+    ceiling = peers.Program(peers.PRODUCT, None, None, 0, 0.1, 2e9, [0.1, 0.2, 0.1])
     first, second, third = peers.figures(shape, [ours, other, ceiling])
     assert (first["ratio"], first["tokens_per_second"]) == (1.0, shape.tokens / 1.0)
     assert (second["ratio"], second["least_ratio"], second["most_ratio"]) == (1.5, 1.2, 1.5)
     assert second["flops_per_second"] == 6e9 / 1.5
-    assert third == {"name": peers.CEILING, "flops_per_second": 2e10}
+    assert third == {"name": peers.PRODUCT, "flops_per_second": 2e10}
 
 
 def test_a_program_that_dies_is_named(peers, tmp_path):
@@ -43,7 +43,7 @@ def test_a_program_that_dies_is_named(peers, tmp_path):
             text=True,
         )  # fmt: skip
     program = peers.Program("HF T5", process, tmp_path / "log", 10, 1.0, None)
-    with pytest.raises(SystemExit, match="HF T5 ended before the last round; the last it said:\nno memory"):
+    with pytest.raises(SystemExit, match="HF T5 ended before its time; the last it said:\nno memory"):
         program.run(2)
     with pytest.raises(SystemExit, match="HF T5 ended"):
         program.run(2)

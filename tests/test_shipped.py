@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from pretrain import config, pipeline
+from pretrain import config, pipeline, planning
 from pretrain.parallel import sharding
 from pretrain.parallel.topologies import Topology
 from pretrain.training import state, step
@@ -76,3 +76,24 @@ def test_the_mesh_of_two_slices(tpu_compiler):
 @pytest.mark.parametrize("name", [name for name in shipped("meshes") if name.startswith("gpu")])
 def test_every_mesh_of_gpus_takes_eight(name):
     assert "dot_general" in lowered(load("runs/c4_causal_lm_1b.gin", f"meshes/{name}"))[0].as_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("run_file", "model", "topology", "parameters", "bytes_each"),
+    [  # 4 bytes of a parameter, and 8 of AdamW; Adafactor's factors are next to nothing
+        ("runs/c4_t5_1_1_base.gin", "t5_1_1_xxl", "v5p:4x4x4", PARAMETERS["t5_1_1_xxl"], 4),
+        ("runs/c4_causal_lm_1b.gin", "decoder_8b", "v5e:16x16", 8_030_261_248, 12),
+    ],
+)
+def test_the_largest_models_fit_their_slices(run_file, model, topology, parameters, bytes_each, tpu_compiler):
+    """By the TPU's own compiler; docs/performance.md has the figures."""
+    run = load(run_file, f"models/{model}", f"meshes/{topology.replace(':', '_')}")
+    made = planning.plan(run, Topology(topology))
+    assert made.parameters == parameters
+    assert made.memory.total < made.chip.memory
+    held = (made.memory.parameters + made.memory.optimizer) * made.devices
+    assert held == pytest.approx(bytes_each * parameters, rel=0.05)  # all but the smallest are cut
+    gathered = sum(each.bytes for each in made.cost.collectives if each.kind == "all-gather")
+    assert gathered > 2 * parameters  # in bfloat16, at least once
+    assert made.cost.searches == 0

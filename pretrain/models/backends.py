@@ -106,7 +106,10 @@ def cudnn(
     query_BQNH: jax.Array, key_BKMH: jax.Array, value_BKMH: jax.Array, seen: Seen, bias: Offset, *,
     dropout: float = 0.0, key: jax.Array | None = None, implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> jax.Array:  # fmt: skip
-    """cuDNN's fused kernel, on GPUs; mask and bias are written out, the scores never are."""
+    """cuDNN's fused kernel, on GPUs; mask and bias are written out, the scores never are.
+
+    What its backward pass needs has no name: rematerialised, it runs again even where "mixed" is kept.
+    """
     if dropout and key is not None:
         raise InputError("attention='cudnn' has no dropout: set dropout to 0, or take 'chunked'.")
     mask_BQK, bias_NQK = mask_of(seen), bias_of(bias)
@@ -149,7 +152,7 @@ def splash(
         )  # fmt: skip
         kernel = kernels.make_splash_mqa(
             masks.MultiHeadMask([of_a_head] * (N // M)), block_sizes=blocks, head_shards=1, q_seq_shards=1,
-            interpret=interpret,
+            residual_checkpoint_name="mixed", interpret=interpret,
         )  # fmt: skip
         grouped = query.reshape(B, Q, M, N // M, H).transpose(0, 2, 3, 1, 4)  # [B, M, G, Q, H]
         segments = kernels.SegmentIds(queries, keys)
@@ -163,7 +166,7 @@ def splash(
     whole = (*rows, "heads", None)
     axes = [whole, whole, whole, rows, rows]
     arrays = (query_BQNH, key_BKMH, value_BKMH, seen.query_segments, seen.key_segments)
-    return checkpoint_name(sharding.each_device(local, axes, whole)(*arrays), "mixed")
+    return sharding.each_device(local, axes, whole)(*arrays)
 
 
 def _check_splash(

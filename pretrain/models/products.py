@@ -12,9 +12,9 @@ from pretrain.models.masks import Offset, Seen, bias_of, mask_of
 from pretrain.parallel import sharding
 
 HEADS = ("batch", "length", "heads", "head_dim")
-SCORES = ("batch", "heads", "length", None, None)
 HIDDEN = float(jnp.finfo(jnp.float32).min)
 _GROUPED = ("batch", "length", "heads", None, None)
+_BY_HEAD = ("batch", "heads", "length", None, None)
 
 
 def grouped(x_BQNH: jax.Array, key_heads: int) -> jax.Array:
@@ -46,17 +46,24 @@ def scores(query_BMQGH: jax.Array, key_BMKH: jax.Array, seen: Seen, bias: Offset
     return jnp.where(mask_of(seen)[:, None, :, None], products, HIDDEN)
 
 
+def by_query_head(scores_MQGK: jax.Array) -> jax.Array:
+    """[N, Q, K], as a bias is."""
+    M, Q, G, K = scores_MQGK.shape
+    return sharding.reshape(scores_MQGK.transpose(0, 2, 1, 3), (M * G, Q, K), ("heads", "length", None))
+
+
 def with_keys(x_BMQGH: jax.Array, key_BMKH: jax.Array) -> jax.Array:
     """Float32 [B, M, Q, G, K]: queries with keys, or gradients with values."""
-    return sharding.einsum("BMQGH,BMKH->BMQGK", x_BMQGH, key_BMKH, axes=SCORES, dtype=jnp.float32)
+    return sharding.einsum("BMQGH,BMKH->BMQGK", x_BMQGH, key_BMKH, axes=_BY_HEAD, dtype=jnp.float32)
 
 
-def weighted(weights_BMQGK: jax.Array, value_BMKH: jax.Array) -> jax.Array:
+def weighted(weights_BMQGK: jax.Array, value_BMKH: jax.Array, dtype=None) -> jax.Array:
     """The values mixed, [B, M, Q, G, H]."""
-    return sharding.einsum("BMQGK,BMKH->BMQGH", weights_BMQGK, value_BMKH, axes=SCORES)
+    return sharding.einsum("BMQGK,BMKH->BMQGH", weights_BMQGK, value_BMKH, axes=_BY_HEAD, dtype=dtype)
 
 
 def over_queries(x_BMQGH: jax.Array, weights_BMQGK: jax.Array) -> jax.Array:
     """[B, K, M, H]. Computed as [H, K], so that XLA's CPU compiler transposes the smaller operand."""
     axes = ("batch", "heads", None, None)
-    return sharding.einsum("BMQGH,BMQGK->BMHK", x_BMQGH, weights_BMQGK, axes=axes).transpose(0, 3, 1, 2)
+    # G is called R: einsum sums in the order of the alphabet, and the arrays lie in this one.
+    return sharding.einsum("BMQRH,BMQRK->BMHK", x_BMQGH, weights_BMQGK, axes=axes).transpose(0, 3, 1, 2)

@@ -18,6 +18,7 @@ from pretrain.models.masks import Offset, Seen, bias_of
 from pretrain.models.products import (
     HIDDEN,
     by_head,
+    by_query_head,
     grouped,
     over_queries,
     scores,
@@ -51,8 +52,8 @@ def _forward(
     sums = jnp.where(sees, jnp.sum(weights_BMQGK, axis=-1, keepdims=True), 1.0)
     weights_BMQGK = layers.dropout(weights_BMQGK, dropout, key).astype(value.dtype)
     # Named here: what `remat` may keep has to be what the backward pass asks for, and not a copy of it.
-    mixed = ungrouped((weighted(weights_BMQGK, by_head(value)) / sums).astype(value.dtype))
-    mixed = checkpoint_name(mixed, "mixed")
+    unnormed_BMQGH = weighted(weights_BMQGK, by_head(value), dtype=jnp.float32)
+    mixed = checkpoint_name(ungrouped((unnormed_BMQGH / sums).astype(value.dtype)), "mixed")
     log_sums_BMQG1 = checkpoint_name(highest + jnp.log(sums), "mixed")
     return mixed, (query, keys, value, seen, bias, key, mixed, log_sums_BMQG1)
 
@@ -69,10 +70,7 @@ def _backward(dropout: float, kept: tuple, gradient_BQNH: jax.Array) -> tuple[An
     of_scores = weights * (of_kept(of_weights) - along)
     low = of_scores.astype(query.dtype)
     _, to_bias = jax.vjp(bias_of, bias)
-    of_bias = None
-    if bias is not None:
-        of_bias = jnp.sum(of_scores, axis=0).transpose(0, 2, 1, 3)
-        of_bias = of_bias.reshape(-1, *of_bias.shape[2:])
+    of_bias = None if bias is None else by_query_head(jnp.sum(of_scores, axis=0))
     return (
         ungrouped(weighted(low, by_head(keys))),
         over_queries(queries, low),

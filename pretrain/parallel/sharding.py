@@ -186,9 +186,9 @@ def einsum(subscripts: str, *operands: jax.Array, axes: Sequence[str | None], dt
 def matmul(x: jax.Array, weight: jax.Array, axes: Sequence[str | None], dtype=None) -> jax.Array:
     """x [B, L, I] times a float32 weight [I, O] in x's dtype, laid out by `axes`; `dtype` as of einsum.
 
-    The weight's gradient has the larger of I and O last, and is transposed after: XLA's CPU compiler makes a
-    transposed copy of the first operand, x or the incoming gradient, and puts into it also what it was
-    computed from.
+    The weight's gradient is computed with the larger of I and O last, and transposed after where that is I:
+    XLA's CPU compiler makes a transposed copy of the first operand, x or the incoming gradient, and puts into
+    it also what it was computed from.
     """
     return _matmul(x, weight, spec(axes), dtype)
 

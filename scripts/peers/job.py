@@ -1,7 +1,7 @@
 """The job that everyone is timed on, and the loop in which a timed program waits for its turns.
 
 A program says how many parameters it trains, how much longer its first step took than its second, and the
-floating point operations of a step where it knows them (the model's, as docs/metrics.md counts). Then it
+floating point operations of a step where it knows them (a model's as docs/metrics.md counts). Then it
 reads from standard input how many steps to make, and answers with the seconds of each: lines of JSON.
 """
 

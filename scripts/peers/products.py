@@ -1,6 +1,7 @@
-"""Bare products of matrices, the largest of a shape, by XLA: python products.py encoder_decoder|decoder
+"""The largest product of matrices of a shape, and nothing else, by XLA: python products.py FAMILY
 
-No train step of the shape can be faster than these are.
+About as fast as a train step can be asked to be; others of its products are slower or, by libraries that are
+not XLA's, faster.
 """
 
 import sys

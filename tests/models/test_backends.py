@@ -81,6 +81,45 @@ def test_values_and_gradients_are_those_of_plain(backend, kind, with_bias):
     assert_same(both(backend, inputs, seen, offset), both(backends.plain, inputs, seen, offset))
 
 
+@pytest.mark.parametrize("heads", [(N, M), (1, 1), (N, 1)], ids=["grouped", "one", "of one key head"])
+@pytest.mark.parametrize("backend", [backends.rows, CHUNKED], ids=["rows", "chunked"])
+def test_gradients_on_a_mesh_are_those_of_plain(backend, heads):
+    """That of the bias too, which is added up over rows and devices."""
+    inputs, ids = arrays(24, heads), segments(24)
+    table = bias(24).table[:, : heads[0]]
+    weights = jnp.asarray(np.random.RandomState(2).randn(*inputs[0].shape), jnp.float32)
+
+    def total(backend):
+        def of(inputs, table, ids, weights):
+            real = (ids > 0)[:, :, None, None]
+            mixed = backend(*inputs, Mask.of(ids, causal=True), offset_of(table))
+            return jnp.sum(jnp.where(real, mixed * weights, 0))
+
+        return jax.jit(jax.grad(of, argnums=(0, 1)))
+
+    alone = total(backends.plain)(inputs, table, ids, weights)
+    axes = ("batch", "length", "heads", None)
+    with sharding.layout(MeshConfig(data=2, context=2).build(jax.devices()[:4]), sharding.Rules()):
+        query, *others = (sharding.constrain(jnp.asarray(x), axes) for x in (*inputs, weights))
+        keys = (sharding.constrain(x, ("batch", None, "heads", None)) for x in others[:2])
+        rows = sharding.constrain(jnp.asarray(ids), ("batch", "length"))
+        across = total(backend)((query, *keys), sharding.constrain(table, (None, "heads")), rows, others[2])
+    assert_same(across, alone)
+
+
+def test_bfloat16_is_rounded_once():
+    """As near to float32 as `plain` is."""
+    inputs, seen = arrays(24), masks(24)["segments"]
+    exact = backends.plain(*inputs, seen, None)
+    low = [jnp.asarray(x, jnp.bfloat16) for x in inputs]
+    real = np.asarray(seen.query_segments) > 0
+
+    def error(backend):
+        return np.abs(np.asarray(backend(*low, seen, None), np.float32) - exact)[real].mean()
+
+    assert error(backends.rows) < 1.1 * error(backends.plain)
+
+
 def test_dropout_has_the_gradient_of_what_was_dropped():
     inputs, seen, offset, key = arrays(24), masks(24)["prefix"], bias(24), jax.random.key(3)
 
@@ -223,20 +262,26 @@ def test_a_model_that_its_backend_cannot_serve_is_refused(family, change, said, 
 
 
 def test_the_tpu_kernel_compiles_for_a_slice(tpu_compiler):
-    """With batch and heads cut, and its backward pass, by the compiler of the TPU itself."""
+    """With batch and heads cut, and its backward pass, by the compiler of the TPU itself.
+
+    Where its result is kept, the backward pass does not run the kernel of the forward pass again.
+    """
     mesh, rules = MeshConfig(data=2, tensor=2).build(Topology("v5e:2x2").devices()), sharding.Rules()
 
     def shape(sizes, dtype, axes):
         return jax.ShapeDtypeStruct(sizes, dtype, sharding=sharding.named(mesh, rules, axes))
 
-    def loss(query, key, value, ids):
-        mixed = backends.splash(query, key, value, Mask.of(ids, causal=True), None)
-        return jnp.sum(mixed.astype(jnp.float32))
+    def kernels(*kept):
+        @functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(*kept))
+        def loss(query, key, value, ids):
+            mixed = backends.splash(query, key, value, Mask.of(ids, causal=True), None)
+            return jnp.sum(jnp.sin(mixed.astype(jnp.float32)))
+
+        program = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2))).lower(query, key, key, ids)
+        return program.compile().as_text().count('custom_call_target="tpu_custom_call"')
 
     axes = ("batch", "length", "heads", None)
     query, key = (shape((4, 256, heads, 128), jnp.bfloat16, axes) for heads in (4, 2))
     ids = shape((4, 256), jnp.int32, ("batch", "length"))
     with sharding.layout(mesh, rules):
-        program = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(query, key, key, ids)
-        assert "tpu_custom_call" in program.as_text()
-        program.compile()
+        assert (kernels(), kernels("mixed")) == (4, 3)

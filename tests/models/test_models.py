@@ -71,14 +71,19 @@ def test_attention_in_parts_changes_nothing(family, parts, sizes, tiny_config, t
 NAMED = {"remat": "names", "remat_keep": ("query", "up"), "remat_offload": ("mixed",)}
 
 
+NAMED_IN_ROWS = {**NAMED, "attention": "rows", "dropout": 0.0}  # which draw other bits than `plain`
+
+
 @pytest.mark.parametrize(
-    "policy", [{"remat": "full"}, {"remat": "dots"}, NAMED], ids=lambda each: each["remat"]
+    "policy",
+    [{"remat": "full"}, {"remat": "dots"}, NAMED, NAMED_IN_ROWS],
+    ids=["full", "dots", "names", "names in rows"],
 )
 @pytest.mark.parametrize("family", FAMILIES)
 def test_remat_equals_no_remat(family, policy, tiny_config, token_batch):
     batch = token_batch(family)
-    kept = loss_and_gradients(tiny_config(family, dropout=0.1), batch)
-    again = loss_and_gradients(tiny_config(family, dropout=0.1, **policy), batch)
+    kept = loss_and_gradients(tiny_config(family, dropout=policy.get("dropout", 0.1)), batch)
+    again = loss_and_gradients(tiny_config(family, **{"dropout": 0.1, **policy}), batch)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), kept, again)
 
 
