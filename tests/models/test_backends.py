@@ -108,16 +108,15 @@ def test_gradients_on_a_mesh_are_those_of_plain(backend, heads):
 
 
 def test_bfloat16_is_rounded_once():
-    """As near to float32 as `plain` is."""
-    inputs, seen = arrays(24), masks(24)["segments"]
-    exact = backends.plain(*inputs, seen, None)
-    low = [jnp.asarray(x, jnp.bfloat16) for x in inputs]
+    """Nearer to float32 than `plain`, whose weights are rounded after they are normed."""
+    low, seen = [jnp.asarray(x, jnp.bfloat16) for x in arrays(24)], masks(24)["segments"]
+    exact = backends.plain(*(x.astype(jnp.float32) for x in low), seen, None)
     real = np.asarray(seen.query_segments) > 0
 
     def error(backend):
         return np.abs(np.asarray(backend(*low, seen, None), np.float32) - exact)[real].mean()
 
-    assert error(backends.rows) < 1.1 * error(backends.plain)
+    assert error(backends.rows) < error(backends.plain)
 
 
 def test_dropout_has_the_gradient_of_what_was_dropped():
