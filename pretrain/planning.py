@@ -209,7 +209,7 @@ def _local_bytes(tree: Any) -> int:
 
 
 def matrix_flops(jaxpr: Any) -> float:
-    """Floating point operations of all matrix products in a jaxpr, loops as often as they turn.
+    """Floating point operations of all matrix products in a jaxpr, loops and kernels as often as they turn.
 
     >>> x = jax.ShapeDtypeStruct((4, 8), "float32")
     >>> matrix_flops(jax.make_jaxpr(lambda x: x @ x.T)(x))
@@ -221,9 +221,15 @@ def matrix_flops(jaxpr: Any) -> float:
             (contracted, _), _ = equation.params["dimension_numbers"]
             left = equation.invars[0].aval.shape
             total += 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[i] for i in contracted)
-        turns = equation.params["length"] if equation.primitive.name == "scan" else 1
-        total += turns * sum(map(matrix_flops, _inside(equation.params.values())))
+        total += _turns(equation) * sum(map(matrix_flops, _inside(equation.params.values())))
     return total
+
+
+def _turns(equation: Any) -> int:
+    """How often what is inside runs; a kernel of which all turns compute the same."""
+    if equation.primitive.name == "pallas_call":
+        return math.prod(equation.params["grid_mapping"].grid)
+    return equation.params["length"] if equation.primitive.name == "scan" else 1
 
 
 def _inside(values: Any) -> Iterator[Any]:

@@ -9,7 +9,7 @@ there: one that leaves out a mask trains on what it must not see, and nobody is 
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -169,6 +169,55 @@ def splash(
     return sharding.each_device(local, axes, whole)(*arrays)
 
 
+def fused(
+    query_BQNH: jax.Array, key_BKMH: jax.Array, value_BKMH: jax.Array, seen: Seen, bias: Offset, *,
+    dropout: float = 0.0, key: jax.Array | None = None, interpret: bool = False,
+) -> jax.Array:  # fmt: skip
+    """A kernel of our own for TPUs and short rows, with prefix and position bias: T5's case."""
+    _check_fused(query_BQNH.shape[1], key_BKMH.shape[1], seen, dropout if key is not None else 0.0)
+    assert isinstance(seen, Mask)
+    has_prefix, bias_NQK = seen.prefix is not None, bias_of(bias)
+
+    def local(query, keys, value, queries_of, keys_of, *rest: jax.Array) -> jax.Array:
+        from pretrain.models.fused import mix  # Pallas for TPUs takes a while to import
+
+        prefix = rest[0] if has_prefix else None
+        by_head = (x.transpose(0, 2, 1, 3) for x in (query, keys, value))
+        offset = None if bias_NQK is None else rest[-1]
+        mixed = mix(*by_head, queries_of, keys_of, prefix, offset, seen.causal, interpret)
+        return mixed.transpose(0, 2, 1, 3)
+
+    rows = ("batch", None)
+    whole = (*rows, "heads", None)
+    arrays = [query_BQNH, key_BKMH, value_BKMH, seen.query_segments, seen.key_segments]
+    axes: list[tuple[str | None, ...]] = [whole, whole, whole, rows, rows]
+    for array, names in ((seen.prefix, rows), (bias_NQK, ("heads", None, None))):
+        if array is not None:
+            arrays.append(array)
+            axes.append(names)
+    return checkpoint_name(sharding.each_device(local, axes, whole)(*arrays), "mixed")
+
+
+def _check_fused(Q: int, K: int, seen: Seen, dropout: float) -> None:
+    """Raises InputError for what the kernel cannot do."""
+    from pretrain.models.fused import MOST_SCORES
+
+    reason = {
+        "no dropout": dropout > 0,
+        "no mask but segments, causal and prefix": not isinstance(seen, Mask),
+        f"no lengths of {Q} and {K}, whose product is above {MOST_SCORES}": Q * K > MOST_SCORES,
+        "no length that is cut along the mesh": sharding.shares("length") > 1,
+    }
+    _refuse("fused", reason)
+
+
+def _refuse(backend: str, reasons: Mapping[str, Any]) -> None:
+    """Raises InputError for the first reason that holds."""
+    for name, wrong in reasons.items():
+        if wrong:
+            raise InputError(f"attention={backend!r} takes {name}: use attention='chunked'.")
+
+
 def _check_splash(
     query_shape: tuple[int, ...], key_shape: tuple[int, ...], seen: Seen, bias: Offset, dropout: float
 ) -> None:
@@ -183,16 +232,15 @@ def _check_splash(
             query_shape[1] % LANES or key_shape[1] % LANES,
         "no length that is cut along the mesh": sharding.shares("length") > 1,
     }  # fmt: skip
-    for name, wrong in reason.items():
-        if wrong:
-            raise InputError(f"attention='splash' takes {name}: use attention='chunked'.")
+    _refuse("splash", reason)
 
 
 Backend = Callable[..., jax.Array]
 BACKENDS: dict[str, Backend] = {
-    "plain": plain, "rows": rows, "chunked": chunked, "cudnn": cudnn, "splash": splash,
+    "plain": plain, "rows": rows, "chunked": chunked, "cudnn": cudnn, "splash": splash, "fused": fused,
 }  # fmt: skip
-WRITE_OUT = ("plain", "rows")  # masks and biases: a stack does so once for all its layers
+# What a stack writes out, once for all its layers.
+WRITE_OUT_MASK, WRITE_OUT_BIAS = ("plain", "rows"), ("plain", "rows", "fused")
 
 
 def named(name: str, chunk: int) -> Backend:
@@ -201,8 +249,7 @@ def named(name: str, chunk: int) -> Backend:
 
 def check(config: Any) -> None:
     """Raises InputError for a model config that its backend can never serve."""
-    fused = config.attention in ("cudnn", "splash")
-    if fused and config.dropout > 0:
+    if config.attention in ("cudnn", "splash", "fused") and config.dropout > 0:
         raise InputError(
             f"Model attention={config.attention!r} has no dropout, but dropout={config.dropout}: set it to "
             "0, or take 'chunked'."

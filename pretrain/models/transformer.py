@@ -199,8 +199,10 @@ class Stack(nnx.Module):
         first, last, scanned = layers.split(key, 3)
         layer_keys = None if scanned is None else jax.random.split(scanned, self.config.num_layers)
 
-        if self.config.attention in backends.WRITE_OUT or cache:
-            seen, bias = mask_of(seen), bias_of(bias)
+        if self.config.attention in backends.WRITE_OUT_BIAS or cache:
+            bias = bias_of(bias)
+        if self.config.attention in backends.WRITE_OUT_MASK or cache:
+            seen = mask_of(seen)
             memory_seen = None if memory_seen is None else mask_of(memory_seen)
 
         def body(x_BLD, layer):

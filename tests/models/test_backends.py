@@ -1,6 +1,7 @@
 """All ways to attend give the same, see the same, and refuse what they cannot do."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +53,8 @@ CHUNKED = functools.partial(backends.chunked, size=4)
 # cuDNN is not here: the same call by XLA shows that mask, bias and heads arrive as they must.
 FUSED = functools.partial(backends.cudnn, implementation="xla")
 SPLASH = functools.partial(backends.splash, interpret=True)
+KERNEL = functools.partial(backends.fused, interpret=True)
+OURS = {"rows": backends.rows, "chunked": CHUNKED, "fused": KERNEL}
 
 
 def both(backend, inputs, seen, offset=None):
@@ -74,7 +77,7 @@ def assert_same(one, other):
 
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("kind", ["segments", "causal", "prefix"])
-@pytest.mark.parametrize("backend", [backends.rows, CHUNKED, FUSED], ids=["rows", "chunked", "fused"])
+@pytest.mark.parametrize("backend", [*OURS.values(), FUSED], ids=[*OURS, "cudnn"])
 def test_values_and_gradients_are_those_of_plain(backend, kind, with_bias):
     inputs, seen = arrays(24), masks(24)[kind]
     offset = bias(24) if with_bias else None
@@ -82,7 +85,7 @@ def test_values_and_gradients_are_those_of_plain(backend, kind, with_bias):
 
 
 @pytest.mark.parametrize("heads", [(N, M), (1, 1), (N, 1)], ids=["grouped", "one", "of one key head"])
-@pytest.mark.parametrize("backend", [backends.rows, CHUNKED], ids=["rows", "chunked"])
+@pytest.mark.parametrize("backend", OURS.values(), ids=OURS)
 def test_gradients_on_a_mesh_are_those_of_plain(backend, heads):
     """That of the bias too, which is added up over rows and devices."""
     inputs, ids = arrays(24, heads), segments(24)
@@ -99,7 +102,9 @@ def test_gradients_on_a_mesh_are_those_of_plain(backend, heads):
 
     alone = total(backends.plain)(inputs, table, ids, weights)
     axes = ("batch", "length", "heads", None)
-    with sharding.layout(MeshConfig(data=2, context=2).build(jax.devices()[:4]), sharding.Rules()):
+    sizes = {"data": 2} if backend is KERNEL else {"data": 2, "context": 2}
+    mesh = MeshConfig(**sizes).build(jax.devices()[: math.prod(sizes.values())])
+    with sharding.layout(mesh, sharding.Rules()):
         query, *others = (sharding.constrain(jnp.asarray(x), axes) for x in (*inputs, weights))
         keys = (sharding.constrain(x, ("batch", None, "heads", None)) for x in others[:2])
         rows = sharding.constrain(jnp.asarray(ids), ("batch", "length"))
@@ -129,7 +134,7 @@ def test_dropout_has_the_gradient_of_what_was_dropped():
     assert_same(both(of_mix, inputs, seen, offset), both(plain, inputs, seen, offset))
 
 
-@pytest.mark.parametrize("backend", [backends.rows, CHUNKED], ids=["rows", "chunked"])
+@pytest.mark.parametrize("backend", OURS.values(), ids=OURS)
 def test_a_query_that_sees_nothing_gives_nothing_to_what_it_does_not_see(backend):
     """Padding of a decoder, over an encoder's row that has none."""
     inputs, ids = arrays(24), segments(24)
@@ -156,11 +161,10 @@ def test_the_tpu_kernel_gives_what_plain_gives(kind):
     assert_same(both(SPLASH, inputs, seen), both(backends.plain, inputs, seen))
 
 
-@pytest.mark.parametrize("name", ["plain", "rows", "chunked", "fused", "splash"])
+@pytest.mark.parametrize("name", ["plain", *OURS, "cudnn", "splash"])
 def test_no_backend_lets_a_gradient_through_that_must_not_be(name):
     """Exactly zero, for the keys and values that a query must not see."""
-    ours = {"plain": backends.plain, "rows": backends.rows, "chunked": CHUNKED}
-    backend = {**ours, "fused": FUSED, "splash": SPLASH}[name]
+    backend = {"plain": backends.plain, **OURS, "cudnn": FUSED, "splash": SPLASH}[name]
     length = 256 if name == "splash" else 24
     inputs = arrays(length, head_dim=128 if name == "splash" else H)
     seen = masks(length)["causal"]
@@ -177,10 +181,14 @@ def test_no_backend_lets_a_gradient_through_that_must_not_be(name):
 
 
 @pytest.mark.parametrize(
-    "backend", [backends.plain, backends.rows, CHUNKED, FUSED], ids=["plain", "rows", "chunked", "fused"]
+    "backend",
+    [backends.plain, backends.rows, CHUNKED, FUSED, KERNEL],
+    ids=["plain", "rows", "chunked", "cudnn", "fused"],
 )
 @pytest.mark.parametrize("axes", [{"data": 2, "tensor": 2}, {"data": 1, "context": 2, "tensor": 2}])
 def test_a_mesh_changes_nothing(backend, axes):
+    if backend is KERNEL:
+        axes = {**axes, "context": 1, "data": 2}
     inputs, seen, offset = arrays(24), masks(24)["prefix"], bias(24)
     alone = backend(*inputs, seen, offset)
     config = MeshConfig(**axes)
@@ -247,7 +255,7 @@ def test_what_the_tpu_kernel_cannot_do_it_refuses(change, said):
         (
             "decoder",
             {"attention": "flash"},
-            "attention='flash' is not one of plain, rows, chunked, cudnn, splash",
+            "attention='flash' is not one of plain, rows, chunked, cudnn, splash, fused",
         ),
         ("decoder", {"attention": "splash", "dropout": 0.1}, "'splash' has no dropout, but dropout=0.1"),
         ("decoder", {"attention": "cudnn"}, "'cudnn' needs dtype='bfloat16', not 'float32'"),
@@ -284,3 +292,40 @@ def test_the_tpu_kernel_compiles_for_a_slice(tpu_compiler):
     ids = shape((4, 256), jnp.int32, ("batch", "length"))
     with sharding.layout(mesh, rules):
         assert (kernels(), kernels("mixed")) == (4, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"dropout": 0.1, "key": jax.random.key(0)}, "no dropout"),
+        ({"length": 600}, "no lengths of 600 and 600, whose product is above 262144"),
+        ({"written": True}, "no mask but segments, causal and prefix"),
+    ],
+)
+def test_what_our_kernel_cannot_do_it_refuses(change, said):
+    length = change.pop("length", 24)
+    seen = masks(length)["causal"]
+    seen = seen.written_out() if change.pop("written", False) else seen
+    with pytest.raises(InputError, match=f"attention='fused' takes {said}: use attention='chunked'"):
+        KERNEL(*arrays(length), seen, None, **change)
+
+
+def test_our_kernel_compiles_for_a_slice(tpu_compiler):
+    """Rows of T5, whose 114 targets no tile divides, batch and heads cut, with its backward pass."""
+    mesh, rules = MeshConfig(data=2, tensor=2).build(Topology("v5e:2x2").devices()), sharding.Rules()
+
+    def shape(sizes, dtype, axes):
+        return jax.ShapeDtypeStruct(sizes, dtype, sharding=sharding.named(mesh, rules, axes))
+
+    def loss(query, key, value, ids, table):
+        at = jnp.arange(114)
+        offset = Bias(table=table, query_positions=at, key_positions=at, bidirectional=False, max_distance=64)
+        mixed = backends.fused(query, key, value, Mask.of(ids, causal=True, prefix_BK=ids), offset)
+        return jnp.sum(jnp.sin(mixed.astype(jnp.float32)))
+
+    axes = ("batch", "length", "heads", None)
+    query, key = (shape((4, 114, heads, 64), jnp.bfloat16, axes) for heads in (4, 2))
+    ids, table = shape((4, 114), jnp.int32, ("batch", "length")), shape((8, 4), jnp.float32, (None, "heads"))
+    with sharding.layout(mesh, rules):
+        program = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 4))).lower(query, key, key, ids, table)
+        assert program.compile().as_text().count('custom_call_target="tpu_custom_call"') == 2
