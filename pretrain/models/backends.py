@@ -70,20 +70,47 @@ def rows(
 ) -> jax.Array:  # fmt: skip
     """`plain` for one row of the batch at a time on every device, each computed again in the backward pass.
 
-    The scores of a row [N, Q, K] stay in a CPU's cache. Dropout draws other bits than `plain`, and others on
-    a mesh that cuts the batch otherwise.
+    The scores of a row [N, Q, K] stay in a CPU's cache; of a causal row, those of its first half with its
+    second are not computed. Dropout draws other bits than `plain`, and others on a mesh that cuts the batch
+    otherwise.
     """
     bias_NQK = bias_of(bias)
     number = query_BQNH.shape[0] // sharding.shares("batch")
+    pieces = _pieces(query_BQNH.shape[1], key_BKMH.shape[1], seen)
 
-    def part(key: jax.Array | None, *row: jax.Array) -> jax.Array:
-        return recomputed.mix(*row, bias_NQK, key, dropout)
+    def part(key: jax.Array | None, query: jax.Array, keys: jax.Array, value: jax.Array, of_mask: Any):
+        own = seen_of(of_mask)
+        if len(pieces) == 1:
+            return recomputed.mix(query, keys, value, own, bias_NQK, key, dropout)
+        mixed = [
+            recomputed.mix(
+                query[:, some], keys[:, before], value[:, before], own.among(some, before),
+                None if bias_NQK is None else bias_NQK[:, some, before],
+                None if key is None else jax.random.fold_in(key, some.start), dropout,
+            )
+            for some, before in pieces
+        ]  # fmt: skip
+        return jnp.concatenate(mixed, axis=1)
 
     whole = ("batch", None, "heads", None)
-    arrays = (query_BQNH, key_BKMH, value_BKMH, mask_of(seen))
-    axes = (HEADS, whole, whole, ("batch", "length", None))
-    parts = (cut(x, number, names, 0) for x, names in zip(arrays, axes, strict=True))
-    return joined(_one_by_one(part, key, tuple(parts), number), HEADS, 0)
+    arrays, axes = (query_BQNH, key_BKMH, value_BKMH), (HEADS, whole, whole)
+    parts = [cut(x, number, names, 0) for x, names in zip(arrays, axes, strict=True)]
+    if isinstance(seen, Mask):
+        of_masks, seen_of = seen.rows(number)
+    else:
+        of_masks, seen_of = cut(seen, number, ("batch", "length", None), 0), lambda part: part
+    return joined(_one_by_one(part, key, (*parts, of_masks), number), HEADS, 0)
+
+
+HALVED = 256  # queries of a causal row from which it pays to compute its halves by themselves
+
+
+def _pieces(Q: int, K: int, seen: Seen) -> list[tuple[slice, slice]]:
+    """Queries that are computed together, and the keys that they may see."""
+    within = isinstance(seen, Mask) and seen.causal and seen.prefix is None and Q == K
+    if not within or Q < HALVED or Q % 2 or sharding.shares("length") > 1:
+        return [(slice(0, Q), slice(0, K))]
+    return [(slice(0, Q // 2), slice(0, Q // 2)), (slice(Q // 2, Q), slice(0, K))]
 
 
 def _one_by_one(mix: Callable[..., jax.Array], key: jax.Array | None, parts: tuple, number: int) -> jax.Array:
@@ -240,7 +267,7 @@ BACKENDS: dict[str, Backend] = {
     "plain": plain, "rows": rows, "chunked": chunked, "cudnn": cudnn, "splash": splash, "fused": fused,
 }  # fmt: skip
 # What a stack writes out, once for all its layers.
-WRITE_OUT_MASK, WRITE_OUT_BIAS = ("plain", "rows"), ("plain", "rows", "fused")
+WRITE_OUT_MASK, WRITE_OUT_BIAS = ("plain",), ("plain", "rows", "fused")
 
 
 def named(name: str, chunk: int) -> Backend:

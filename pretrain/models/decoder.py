@@ -41,6 +41,7 @@ class DecoderConfig:
     remat_offload: tuple[str, ...] = ()
     attention: str = "plain"
     attention_chunk: int = 512
+    unroll: int = 1
 
     def __post_init__(self):
         check_sizes(self)
@@ -55,7 +56,7 @@ class DecoderConfig:
             activation=self.activation, positions="rotary", dropout=self.dropout,
             norm_epsilon=self.norm_epsilon, rotary_theta=self.rotary_theta, remat=self.remat,
             remat_keep=tuple(self.remat_keep), remat_offload=tuple(self.remat_offload),
-            attention=self.attention, attention_chunk=self.attention_chunk,
+            attention=self.attention, attention_chunk=self.attention_chunk, unroll=self.unroll,
         )  # fmt: skip
 
     def build(self, key: jax.Array) -> "Decoder":

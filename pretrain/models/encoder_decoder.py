@@ -42,6 +42,7 @@ class EncoderDecoderConfig:
     remat_offload: tuple[str, ...] = ()
     attention: str = "plain"
     attention_chunk: int = 512
+    unroll: int = 1
 
     def __post_init__(self):
         check_sizes(self)
@@ -54,7 +55,7 @@ class EncoderDecoderConfig:
             norm_epsilon=self.norm_epsilon, relative_buckets=self.relative_buckets,
             relative_max_distance=self.relative_max_distance, remat=self.remat,
             remat_keep=tuple(self.remat_keep), remat_offload=tuple(self.remat_offload),
-            attention=self.attention, attention_chunk=self.attention_chunk,
+            attention=self.attention, attention_chunk=self.attention_chunk, unroll=self.unroll,
             cross_attention=decodes, bidirectional=not decodes,
         )  # fmt: skip
 

@@ -66,6 +66,25 @@ class Mask:
             before_BQK |= self.prefix[:, None] > 0
         return seen_BQK & before_BQK
 
+    def rows(self, number: int) -> "Parts":
+        """What it says of the rows of the batch, cut into so many parts."""
+        of_queries = cut(self.query_segments, number, ("batch", "length"), 0)
+        of_keys = [
+            None if x is None else cut(x, number, ("batch", None), 0)
+            for x in (self.key_segments, self.prefix)
+        ]
+        return (of_queries, *of_keys), lambda part: dataclasses.replace(
+            self, query_segments=part[0], key_segments=part[1], prefix=part[2]
+        )
+
+    def among(self, queries: slice, keys: slice) -> Self:
+        """What it says of these queries and the first keys."""
+        return dataclasses.replace(
+            self, query_segments=self.query_segments[:, queries], key_segments=self.key_segments[:, keys],
+            query_positions=self.query_positions[queries],
+            prefix=None if self.prefix is None else self.prefix[:, keys],
+        )  # fmt: skip
+
     def parts(self, number: int) -> "Parts":
         """What it says of the queries, cut into so many parts."""
         segments = cut(self.query_segments, number, ("batch", "length"), 1)

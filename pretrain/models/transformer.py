@@ -2,7 +2,8 @@
 
 Shapes: B batch, L length, K keys of the memory a decoder attends to, D embed, N heads.
 The blocks are one block whose parameters carry a leading layer axis, run by `lax.scan`: compile time does
-not grow with depth, and rematerialisation is a policy of the scanned body.
+not grow with depth, and rematerialisation is a policy of the scanned body. `unroll` layers are one turn of
+the loop.
 """
 
 import dataclasses
@@ -76,6 +77,7 @@ class StackConfig:
     remat_offload: tuple[str, ...] = ()
     attention: str = "plain"
     attention_chunk: int = 512
+    unroll: int = 1
     cross_attention: bool = False
     bidirectional: bool = False
 
@@ -214,5 +216,6 @@ class Stack(nnx.Module):
 
         x_BLD = layers.dropout(x_BLD, self.config.dropout, first)
         body = rematerialised(body, self.config)
-        x_BLD, cache = jax.lax.scan(body, x_BLD, (self.layers, layer_keys, cache))
+        unroll = min(self.config.unroll, self.config.num_layers)
+        x_BLD, cache = jax.lax.scan(body, x_BLD, (self.layers, layer_keys, cache), unroll=unroll)
         return layers.dropout(self.final_norm(x_BLD), self.config.dropout, last), cache

@@ -1,6 +1,7 @@
 """Properties of the families: remat and meshes change nothing, the cache equals the full pass."""
 
 import contextlib
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +51,21 @@ def test_one_device_equals_eight(family, sizes, tiny_config, token_batch):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), params, params_8)
     np.testing.assert_allclose(loss, loss_8, rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradients, gradients_8)
+
+
+@pytest.mark.parametrize("unroll", [2, 3, 8])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_unrolled_layers_change_nothing(family, unroll, tiny_config, token_batch):
+    """Also where their number does not divide, or is above what there are; and they are not a loop then."""
+    layers = {"num_layers": 4} if family == "decoder" else {"encoder_layers": 4, "decoder_layers": 4}
+    config, batch = tiny_config(family, dropout=0.1, **layers), token_batch(family)
+    unrolled = dataclasses.replace(config, unroll=unroll)
+    one, other = loss_and_gradients(config, batch), loss_and_gradients(unrolled, batch)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), one, other)
+
+    params = state.init_params(unrolled, 0)
+    program = jax.jit(lambda params: nnx.merge(state.graph(unrolled), params)(batch)).lower(params).as_text()
+    assert ("stablehlo.while" in program) == (unroll < 4)
 
 
 @pytest.mark.parametrize(
@@ -115,12 +131,16 @@ def test_remat_computes_again(products):
     assert (full - none, dots - none, query - none, everything - none) == (8, 2, 7, 1)
 
 
-@pytest.mark.parametrize("backend", [{"attention": "rows"}, {"attention": "chunked", "attention_chunk": 4}])
-def test_what_attention_mixed_is_not_computed_again_where_it_is_kept(backend, products):
+@pytest.mark.parametrize(
+    "backend, mixes",
+    [({"attention": "rows"}, 2), ({"attention": "chunked", "attention_chunk": 4}, 1)],
+    ids=str,
+)
+def test_what_attention_mixed_is_not_computed_again_where_it_is_kept(backend, mixes, products):
     none, everything = products(**backend), products(**backend, **EVERY_NAME)
     without = products(**backend, remat="names", remat_keep=tuple(set(EVERY_NAME["remat_keep"]) - {"mixed"}))
     # Without it, the scores and the product with the values; once more the scores are computed by all three.
-    assert (everything - none, without - none) == (0, 2)
+    assert (everything - none, without - none) == (0, 2 * mixes)
 
 
 def test_dropout_needs_a_key_and_depends_on_it(tiny_config, token_batch):
