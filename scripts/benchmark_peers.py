@@ -36,7 +36,7 @@ from pretrain.parallel.mesh import MeshConfig  # noqa: E402
 # The last transformers with models in Flax, and a PyTorch that it works with.
 PACKAGES = ("torch==2.13.0", "transformers==4.57.1", "jax[cpu]==0.10.2", "flax==0.12.8", "optax==0.2.8")
 OURS, PRODUCT = "pretrain", "one large product, by XLA"
-FIELDS = ('attention="rows"',)  # of our models: what suits a CPU, as docs/performance.md says
+FIELDS = ('attention="rows"', "unroll=8")  # of our models: what suits a CPU, as docs/performance.md says
 PEERS = {
     "encoder_decoder": {
         "HF T5, PyTorch eager": ("hf_torch.py", "eager"),

@@ -201,7 +201,7 @@ def fused(
     dropout: float = 0.0, key: jax.Array | None = None, interpret: bool = False,
 ) -> jax.Array:  # fmt: skip
     """A kernel of our own for TPUs and short rows, with prefix and position bias: T5's case."""
-    _check_fused(query_BQNH.shape[1], key_BKMH.shape[1], seen, dropout if key is not None else 0.0)
+    _check_fused(query_BQNH.shape, key_BKMH.shape[1], seen, dropout if key is not None else 0.0)
     assert isinstance(seen, Mask)
     has_prefix, bias_NQK = seen.prefix is not None, bias_of(bias)
 
@@ -209,10 +209,13 @@ def fused(
         from pretrain.models.fused import mix  # Pallas for TPUs takes a while to import
 
         prefix = rest[0] if has_prefix else None
-        by_head = (x.transpose(0, 2, 1, 3) for x in (query, keys, value))
+        B, _, N, _ = query.shape
+        # Heads beside each other, and of a key head that queries share a copy for each.
+        each = (jnp.repeat(x, N // x.shape[2], axis=2) for x in (query, keys, value))
+        beside = (x.reshape(B, x.shape[1], -1) for x in each)
         offset = None if bias_NQK is None else rest[-1]
-        mixed = mix(*by_head, queries_of, keys_of, prefix, offset, seen.causal, interpret)
-        return mixed.transpose(0, 2, 1, 3)
+        mixed = mix(*beside, queries_of, keys_of, prefix, offset, N, seen.causal, interpret)
+        return mixed.reshape(query.shape)
 
     rows = ("batch", None)
     whole = (*rows, "heads", None)
@@ -225,14 +228,16 @@ def fused(
     return checkpoint_name(sharding.each_device(local, axes, whole)(*arrays), "mixed")
 
 
-def _check_fused(Q: int, K: int, seen: Seen, dropout: float) -> None:
+def _check_fused(query_shape: tuple[int, ...], K: int, seen: Seen, dropout: float) -> None:
     """Raises InputError for what the kernel cannot do."""
-    from pretrain.models.fused import MOST_SCORES
+    from pretrain.models.fused import MOST_SCORES, heads_of_a_turn
 
+    _, Q, N, H = query_shape
+    most = 2 * MOST_SCORES // max(2, heads_of_a_turn(N // sharding.shares("heads"), H))
     reason = {
         "no dropout": dropout > 0,
         "no mask but segments, causal and prefix": not isinstance(seen, Mask),
-        f"no lengths of {Q} and {K}, whose product is above {MOST_SCORES}": Q * K > MOST_SCORES,
+        f"no lengths of {Q} and {K}, whose product is above {most}": most < Q * K,
         "no length that is cut along the mesh": sharding.shares("length") > 1,
     }
     _refuse("fused", reason)
