@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -180,7 +181,10 @@ _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 def _compiled(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
     try:
-        return lowered.compile()
+        with warnings.catch_warnings():
+            # JAX's cache keeps programs for devices that are not here, and cannot read them.
+            warnings.filterwarnings("ignore", message="Error reading persistent compilation cache entry")
+            return lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         for found in filter(None, (pattern.search(str(error)) for pattern in _USED)):
             needed, available = (float(found[i]) * _UNITS[found[i + 1]] for i in (1, 3))

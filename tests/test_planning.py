@@ -9,6 +9,8 @@ from flax import nnx
 
 from pretrain import optim, planning
 from pretrain.errors import InputError
+from pretrain.models import backends
+from pretrain.models.masks import Mask
 from pretrain.objectives import CausalLM, SpanCorruption
 from pretrain.parallel.mesh import MeshConfig
 from pretrain.parallel.topologies import Topology
@@ -53,6 +55,19 @@ def test_model_flops_are_those_that_are_computed(family, tiny_run):
     logits = 2 * 8 * 16 * 32 * 384
     assert 0.7 < (again.flops - made.flops) / (made.model_flops / 3 - logits) < 1
     assert again.model_flops == made.model_flops
+
+
+def test_a_kernel_counts_as_often_as_it_turns():
+    """Two turns for each of two rows, of two heads each."""
+    rows, segments = jax.ShapeDtypeStruct((2, 16, 4, 64), np.float32), np.ones((2, 16), np.int32)
+
+    def flops(backend, **options) -> float:
+        def mixed(query, keys, value):
+            return backend(query, keys, value, Mask.of(segments, causal=True), None, **options)
+
+        return planning.matrix_flops(jax.make_jaxpr(mixed)(rows, rows, rows).jaxpr)
+
+    assert flops(backends.fused, interpret=True) == flops(backends.plain) == 2 * 2 * 2 * 4 * 16 * 16 * 64
 
 
 @pytest.mark.parametrize("family", OBJECTIVES)
@@ -175,6 +190,13 @@ def test_a_tpu_slice(tiny_run, tpu_compiler):
     assert {each.kind for each in made.cost.collectives} >= {"all-gather", "all-reduce"}
     assert made.seconds >= max(made.bounds().values()) > 0
     assert 0 < made.utilisation < 1
+
+
+def test_nobody_is_warned_of_what_jax_cannot_read_of_its_cache(tiny_run, tpu_compiler, recwarn):
+    """A program for devices that are not here: JAX keeps it, and fails to read it."""
+    for _ in range(2):
+        planning.plan(tiny_run(model={"num_layers": 1}), V5E)
+    assert not [str(each.message) for each in recwarn if "compilation cache" in str(each.message)]
 
 
 def test_two_slices_exchange_over_their_own_network(tiny_run, tpu_compiler):
