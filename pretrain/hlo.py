@@ -24,6 +24,7 @@ _CALLED = re.compile(
 )
 _TRIPS = re.compile(r'"known_trip_count":{"n":"(\d+)"}')
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_KERNEL = re.compile(r'"cost_estimate":{"flops":"(\d+)"[^}]*"bytes_accessed":"(\d+)"')
 _MOVES_NOTHING = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call",
     "after-all", "partition-id", "replica-id", "opt-barrier", "iota",
@@ -81,13 +82,15 @@ class Collective:
 class Cost:
     """Of a run on one device.
 
-    bytes: read and written in main memory; cycles: 0 where none are estimated; searches: loops that do not
-    say how often they turn, and count once.
+    bytes: read and written in main memory; cycles: 0 where none are estimated; kernels: of each, how often it
+    runs, and the operations and bytes that whoever wrote it says it takes, for which there are no cycles;
+    searches: loops that do not say how often they turn, and count once.
     """
 
     collectives: Sequence[Collective]
     bytes: float
     cycles: float
+    kernels: Sequence[tuple[int, float, float]]
     searches: int
 
 
@@ -95,7 +98,7 @@ def cost(text: str, devices: int, slices: int = 1) -> Cost:
     """The cost of a compiled program (`jax.stages.Compiled.as_text()`) that runs on so many devices."""
     program, entry = parse(text)
     exchanged: dict[tuple[str, int, bool], list[int]] = {}
-    traffic, cycles, searches = 0.0, 0.0, 0
+    traffic, cycles, kernels, searches = 0.0, 0.0, [], 0
     for times, computation, fused in _runs(program, entry):
         for instruction in computation.values():
             searches += instruction.opcode == "while" and _turns(instruction, computation, program) is None
@@ -107,8 +110,10 @@ def cost(text: str, devices: int, slices: int = 1) -> Cost:
                 traffic += times * _traffic(instruction, computation, program)
                 found = _CYCLES.search(instruction.attributes)
                 cycles += times * int(found[1]) if found and int(found[1]) < _NO_ESTIMATE else 0
+                if found := _KERNEL.search(instruction.attributes):
+                    kernels.append((times, float(found[1]), float(found[2])))
     collectives = [Collective(*key, *total) for key, total in exchanged.items() if key[1] > 1]
-    return Cost(sorted(collectives, key=lambda each: -each.link_bytes), traffic, cycles, searches)
+    return Cost(sorted(collectives, key=lambda each: -each.link_bytes), traffic, cycles, kernels, searches)
 
 
 def _exchange(instruction: Instruction, devices: int, slices: int) -> tuple[str, int, bool] | None:

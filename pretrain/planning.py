@@ -92,8 +92,15 @@ class Plan:
 
     @property
     def compiler_seconds(self) -> float | None:
-        """The compiler's own estimate of what it scheduled, without waiting for other devices."""
-        return self.cost.cycles / self.chip.clock if self.chip and self.cost.cycles else None
+        """The compiler's own estimate of what it scheduled, without waiting for other devices.
+
+        It has none for a kernel, which counts as what it needs longest for, at the chip's peak.
+        """
+        if self.chip is None or not self.cost.cycles:
+            return None
+        peak, bandwidth = self.chip.flops, self.chip.memory_bandwidth
+        kernels = sum(times * max(flops / peak, read / bandwidth) for times, flops, read in self.cost.kernels)
+        return self.cost.cycles / self.chip.clock + kernels
 
     @property
     def seconds(self) -> float | None:

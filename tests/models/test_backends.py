@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pretrain import hlo
 from pretrain.errors import InputError
 from pretrain.models import backends, recomputed
 from pretrain.models.masks import Bias, Mask
@@ -335,4 +336,11 @@ def test_our_kernel_compiles_for_a_slice(tpu_compiler):
     ids, table = shape((4, 114), jnp.int32, ("batch", "length")), shape((8, 4), jnp.float32, (None, "heads"))
     with sharding.layout(mesh, rules):
         program = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 4))).lower(query, key, key, ids, table)
-        assert program.compile().as_text().count('custom_call_target="tpu_custom_call"') == 2
+        text = program.compile().as_text()
+    assert text.count('custom_call_target="tpu_custom_call"') == 2
+    # Of a device, with half of the rows and of the heads: two products, and the five of the backward pass.
+    product, query, bias_bytes = 2 * 2 * 2 * 114 * 114 * 64, 2 * 2 * 114 * 64 * 2, 2 * 114 * 114 * 4
+    found = sorted(hlo.cost(text, 4).kernels)
+    assert [(times, flops) for times, flops, _ in found] == [(1, 2 * product), (1, 5 * product)]
+    arrays_and_ids = [4 * query + bias_bytes, 7 * query + 2 * bias_bytes]
+    assert [read for _, _, read in found] == [least + 3 * 2 * 114 * 4 for least in arrays_and_ids]
