@@ -94,7 +94,8 @@ class Plan:
     def compiler_seconds(self) -> float | None:
         """The compiler's own estimate of what it scheduled, without waiting for other devices.
 
-        It has none for a kernel, which counts as what it needs longest for, at the chip's peak.
+        It has none for a kernel, which counts as what it needs longest for, at the chip's peak, where it says
+        what that is.
         """
         if self.chip is None or not self.cost.cycles:
             return None

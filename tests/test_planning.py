@@ -189,6 +189,10 @@ def test_a_tpu_slice(tiny_run, tpu_compiler):
     assert made.cost.cycles > 0 and made.cost.bytes > 0
     assert {each.kind for each in made.cost.collectives} >= {"all-gather", "all-reduce"}
     assert made.seconds >= max(made.bounds().values()) > 0
+    kernels = dataclasses.replace(
+        made.cost, kernels=[(2, made.chip.flops, 0.0), (1, 0.0, made.chip.memory_bandwidth)]
+    )
+    assert dataclasses.replace(made, cost=kernels).compiler_seconds == made.compiler_seconds + 3
     assert 0 < made.utilisation < 1
 
 

@@ -72,7 +72,7 @@ def rows(
 
     The scores of a row [N, Q, K] stay in a CPU's cache; of a causal row, those of its first half with its
     second are not computed. Dropout draws other bits than `plain`, and others on a mesh that cuts the batch
-    otherwise.
+    or the length otherwise.
     """
     bias_NQK = bias_of(bias)
     number = query_BQNH.shape[0] // sharding.shares("batch")
@@ -84,8 +84,8 @@ def rows(
             return recomputed.mix(query, keys, value, own, bias_NQK, key, dropout)
         mixed = [
             recomputed.mix(
-                query[:, some], keys[:, before], value[:, before], own.among(some, before),
-                None if bias_NQK is None else bias_NQK[:, some, before],
+                query[:, some], keys[:, :before], value[:, :before], own.among(some, before),
+                None if bias_NQK is None else bias_NQK[:, some, :before],
                 None if key is None else jax.random.fold_in(key, some.start), dropout,
             )
             for some, before in pieces
@@ -105,12 +105,12 @@ def rows(
 HALVED = 256  # queries of a causal row from which it pays to compute its halves by themselves
 
 
-def _pieces(Q: int, K: int, seen: Seen) -> list[tuple[slice, slice]]:
-    """Queries that are computed together, and the keys that they may see."""
+def _pieces(Q: int, K: int, seen: Seen) -> list[tuple[slice, int]]:
+    """Queries that are computed together, and how many keys they may see."""
     within = isinstance(seen, Mask) and seen.causal and seen.prefix is None and Q == K
     if not within or Q < HALVED or Q % 2 or sharding.shares("length") > 1:
-        return [(slice(0, Q), slice(0, K))]
-    return [(slice(0, Q // 2), slice(0, Q // 2)), (slice(Q // 2, Q), slice(0, K))]
+        return [(slice(0, Q), K)]
+    return [(slice(0, Q // 2), Q // 2), (slice(Q // 2, Q), K)]
 
 
 def _one_by_one(mix: Callable[..., jax.Array], key: jax.Array | None, parts: tuple, number: int) -> jax.Array:
@@ -155,9 +155,6 @@ def cudnn(
     return checkpoint_name(mixed, "mixed")
 
 
-LANES = 128  # what the TPU kernel's sizes are multiples of
-
-
 def splash(
     query_BQNH: jax.Array, key_BKMH: jax.Array, value_BKMH: jax.Array, seen: Seen, bias: Offset, *,
     dropout: float = 0.0, key: jax.Array | None = None, interpret: bool = False,
@@ -172,7 +169,7 @@ def splash(
     def local(query: jax.Array, key: jax.Array, value: jax.Array, queries: jax.Array, keys: jax.Array):
         (B, Q, N, H), (_, K, M, _) = query.shape, key.shape
         of_a_head = masks.CausalMask((Q, K)) if causal else masks.FullMask((Q, K))
-        size = next(size for size in (512, 256, LANES) if Q % size == 0 and K % size == 0)
+        size = next(size for size in (512, 256, 128) if Q % size == 0 and K % size == 0)
         blocks = kernels.BlockSizes(
             block_q=size, block_kv=size, block_kv_compute=size, block_q_dkv=size, block_kv_dkv=size,
             block_kv_dkv_compute=size, block_q_dq=size, block_kv_dq=size,
@@ -210,9 +207,7 @@ def fused(
 
         prefix = rest[0] if has_prefix else None
         B, _, N, _ = query.shape
-        # Heads beside each other, and of a key head that queries share a copy for each.
-        each = (jnp.repeat(x, N // x.shape[2], axis=2) for x in (query, keys, value))
-        beside = (x.reshape(B, x.shape[1], -1) for x in each)
+        beside = (x.reshape(B, x.shape[1], -1) for x in (query, keys, value))
         offset = None if bias_NQK is None else rest[-1]
         mixed = mix(*beside, queries_of, keys_of, prefix, offset, N, seen.causal, interpret)
         return mixed.reshape(query.shape)
@@ -230,16 +225,19 @@ def fused(
 
 def _check_fused(query_shape: tuple[int, ...], K: int, seen: Seen, dropout: float) -> None:
     """Raises InputError for what the kernel cannot do."""
-    from pretrain.models.fused import MOST_SCORES, heads_of_a_turn
+    from pretrain.models.fused import LANES, MOST_SCORES, heads_of_a_turn
 
     _, Q, N, H = query_shape
-    most = 2 * MOST_SCORES // max(2, heads_of_a_turn(N // sharding.shares("heads"), H))
+    together = heads_of_a_turn(N, H)
+    most = 2 * MOST_SCORES // max(2, together)
     reason = {
         "no dropout": dropout > 0,
         "no mask but segments, causal and prefix": not isinstance(seen, Mask),
-        f"no lengths of {Q} and {K}, whose product is above {most}": most < Q * K,
+        f"no head_dim of {H}, which neither divides {LANES} nor is a multiple of it": LANES % H and H % LANES,
+        f"no lengths of {Q} and {K}, whose product is above the {most} for {together} heads of {H} at a time":
+            most < Q * K,
         "no length that is cut along the mesh": sharding.shares("length") > 1,
-    }
+    }  # fmt: skip
     _refuse("fused", reason)
 
 
@@ -254,6 +252,8 @@ def _check_splash(
     query_shape: tuple[int, ...], key_shape: tuple[int, ...], seen: Seen, bias: Offset, dropout: float
 ) -> None:
     """Raises InputError for what the kernel cannot express."""
+    from pretrain.models.fused import LANES
+
     reason = {
         "no position bias": bias is not None,
         "no dropout": dropout > 0,

@@ -77,12 +77,12 @@ class Mask:
             self, query_segments=part[0], key_segments=part[1], prefix=part[2]
         )
 
-    def among(self, queries: slice, keys: slice) -> Self:
-        """What it says of these queries and the first keys."""
+    def among(self, queries: slice, keys: int) -> Self:
+        """What it says of these queries and so many keys, the first."""
         return dataclasses.replace(
-            self, query_segments=self.query_segments[:, queries], key_segments=self.key_segments[:, keys],
+            self, query_segments=self.query_segments[:, queries], key_segments=self.key_segments[:, :keys],
             query_positions=self.query_positions[queries],
-            prefix=None if self.prefix is None else self.prefix[:, keys],
+            prefix=None if self.prefix is None else self.prefix[:, :keys],
         )  # fmt: skip
 
     def parts(self, number: int) -> "Parts":

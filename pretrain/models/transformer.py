@@ -91,7 +91,7 @@ class StackConfig:
         """Floating point operations of the matrix products of one forward pass over `length` tokens.
 
         Two for each multiply and add: the weights once a token, and the two products of attention
-        (full, since that is what is computed; a causal mask does not halve it). Norms and softmax are left
+        (in full by convention, also where a causal mask spares some). Norms and softmax are left
         out, as the field does: this is the F of model FLOPs utilisation.
         """
         heads, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim

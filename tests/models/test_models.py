@@ -53,15 +53,16 @@ def test_one_device_equals_eight(family, sizes, tiny_config, token_batch):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradients, gradients_8)
 
 
-@pytest.mark.parametrize("unroll", [2, 3, 8])
+@pytest.mark.parametrize(("unroll", "sizes"), [(2, None), (3, None), (8, None), (3, {"fsdp": 8})], ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_unrolled_layers_change_nothing(family, unroll, tiny_config, token_batch):
+def test_unrolled_layers_change_nothing(family, unroll, sizes, tiny_config, token_batch):
     """Also where their number does not divide, or is above what there are; and they are not a loop then."""
     layers = {"num_layers": 4} if family == "decoder" else {"encoder_layers": 4, "decoder_layers": 4}
     config, batch = tiny_config(family, dropout=0.1, **layers), token_batch(family)
-    unrolled = dataclasses.replace(config, unroll=unroll)
-    one, other = loss_and_gradients(config, batch), loss_and_gradients(unrolled, batch)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), one, other)
+    unrolled = dataclasses.replace(config, unroll=unroll, remat="full" if sizes else "none")
+    one = loss_and_gradients(config, batch)
+    other = loss_and_gradients(unrolled, batch, sizes and MeshConfig(**sizes))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), one, other)
 
     params = state.init_params(unrolled, 0)
     program = jax.jit(lambda params: nnx.merge(state.graph(unrolled), params)(batch)).lower(params).as_text()
