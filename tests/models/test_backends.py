@@ -372,3 +372,21 @@ def test_our_kernel_compiles_for_a_slice(tpu_compiler):
     # The gradients of the two key heads are in float32 until they are added up.
     arrays_and_ids = [4 * query + bias_bytes, 9 * query + 2 * bias_bytes]
     assert [read for _, _, read in found] == [least + 3 * 2 * 114 * 4 for least in arrays_and_ids]
+
+
+def test_the_longest_rows_that_our_kernel_takes_fit_a_core(tpu_compiler):
+    """In float32, three heads on a device: a turn has two, with their biases and the gradients of those."""
+    mesh, rules = MeshConfig(data=2, tensor=2).build(Topology("v5e:2x2").devices()), sharding.Rules()
+
+    def shape(sizes, dtype, axes):
+        return jax.ShapeDtypeStruct(sizes, dtype, sharding=sharding.named(mesh, rules, axes))
+
+    def loss(heads, ids, bias_NQK):
+        return jnp.sum(backends.fused(heads, heads, heads, Mask.of(ids), bias_NQK))
+
+    heads = shape((2, 512, 6, 64), jnp.float32, ("batch", "length", "heads", None))
+    bias_NQK = shape((6, 512, 512), jnp.float32, ("heads", None, None))
+    ids = shape((2, 512), jnp.int32, ("batch", "length"))
+    with sharding.layout(mesh, rules):
+        program = jax.jit(jax.value_and_grad(loss, argnums=(0, 2))).lower(heads, ids, bias_NQK).compile()
+    assert [times for times, _, _ in hlo.cost(program.as_text(), 4).kernels] == [1, 1]
