@@ -1,11 +1,11 @@
 """A kernel for TPUs: attention of short rows, a few heads of a row at a time, whose scores stay in the core.
 
 Shapes: B batch, Q queries, K keys, N heads, M key/value heads, H head_dim, P heads of a turn, X = N x H and
-Y = M x H: heads beside each other. Written with Pallas. All keys of a
-row are there at once, so the backward pass computes the softmax again from queries and keys, and nothing
-else is kept for it. Heads lie beside each other, as the products with weights make them: no array is
-transposed, and a turn reads as many as fill the lanes of the core. The turns go over all rows before the next
-heads: their bias is read once, and the gradient of the bias added up where it is.
+Y = M x H: heads beside each other. Written with Pallas. All keys of a row are there at once, so the backward
+pass computes the softmax again from queries and keys, and nothing else is kept for it. Heads lie as the
+products with weights make them: no array is transposed, and a turn reads as many as fill the lanes of the
+core. The turns go over all rows before the next heads: their bias is read once, and the gradient of the bias
+added up where it is.
 """
 
 import functools

@@ -117,10 +117,18 @@ def test_halves_of_a_row_drop_what_they_should():
 
 
 @pytest.mark.parametrize("heads", [(N, M), (1, 1), (N, 1)], ids=["grouped", "one", "of one key head"])
-@pytest.mark.parametrize("backend", OURS.values(), ids=OURS)
-def test_gradients_on_a_mesh_are_those_of_plain(backend, heads):
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("rows", {"data": 2}),
+        *((name, {"data": 2, "context": 2}) for name in ("rows", "chunked")),
+        ("fused", {"data": 2}),
+    ],
+    ids=str,
+)
+def test_gradients_on_a_mesh_are_those_of_plain(name, sizes, heads):
     """That of the bias too, which is added up over rows and devices."""
-    inputs, ids = arrays(24, heads), segments(24)
+    backend, inputs, ids = OURS[name], arrays(24, heads), segments(24)
     table = bias(24).table[:, : heads[0]]
     weights = jnp.asarray(np.random.RandomState(2).randn(*inputs[0].shape), jnp.float32)
 
@@ -134,7 +142,6 @@ def test_gradients_on_a_mesh_are_those_of_plain(backend, heads):
 
     alone = total(backends.plain)(inputs, table, ids, weights)
     axes = ("batch", "length", "heads", None)
-    sizes = {"data": 2} if backend in (KERNEL, backends.rows) else {"data": 2, "context": 2}
     mesh = MeshConfig(**sizes).build(jax.devices()[: math.prod(sizes.values())])
     with sharding.layout(mesh, sharding.Rules()):
         query, *others = (sharding.constrain(jnp.asarray(x), axes) for x in (*inputs, weights))
