@@ -94,6 +94,9 @@ def test_the_largest_models_fit_their_slices(run_file, model, topology, paramete
     assert made.memory.total < made.chip.memory
     held = (made.memory.parameters + made.memory.optimizer) * made.devices
     assert held == pytest.approx(bytes_each * parameters, rel=0.05)  # all but the smallest are cut
-    # Parameters are gathered in bfloat16, at least once; the program for v5p has all-reduces alone.
-    assert sum(each.bytes for each in made.cost.collectives) > 2 * parameters
+    # Parameters are gathered in bfloat16, at least once; the program for v5p has all-reduces alone, and those
+    # of the gradients are not enough for both.
+    kinds = {"all-gather"} if topology.startswith("v5e") else {"all-gather", "all-reduce"}
+    moved = sum(each.bytes for each in made.cost.collectives if each.kind in kinds)
+    assert moved > (2 if topology.startswith("v5e") else 2 + 4) * parameters
     assert made.cost.searches == 0
