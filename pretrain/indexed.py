@@ -11,16 +11,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import seqio
 import tensorflow as tf
 
 from pretrain import positions
 from pretrain.data import reading
 from pretrain.data import vocabulary as vocabularies
-from pretrain.data.order import Mix, hashed, shuffled
+from pretrain.data.hashing import mixed
+from pretrain.data.order import Mix, shuffled
 from pretrain.data.store import Store
 from pretrain.errors import InputError
-from pretrain.objectives.base import Objective
 from pretrain.parallel import sharding
 from pretrain.run import RunConfig
 
@@ -35,7 +34,6 @@ class Reader:
     mix: Mix
     chunk_length: int
     shortest_chunk: int
-    num_seeds: int
     seed: int
 
     @functools.cached_property
@@ -51,7 +49,7 @@ class Reader:
         """The examples at `positions` [n], any of them from 0 up.
 
         Returns:
-            int32 tokens end to end, int64 [n] lengths, int64 [n, num_seeds, 2] seeds.
+            int32 tokens end to end, int64 [n] lengths, int64 [n, 2] seeds.
         """
         store, number = self.mix.position(positions)
         epoch, within = np.divmod(number, np.array(self.sizes)[store])
@@ -63,23 +61,15 @@ class Reader:
             self.stores[s].chunk(i, self.chunk_length)
             for s, i in zip(store.tolist(), place.tolist(), strict=True)
         ]
-        keys = mixed(self.seed, store[:, None], epoch[:, None], place[:, None], np.arange(2 * self.num_seeds))
+        seeds = mixed(self.seed, store[:, None], epoch[:, None], place[:, None], np.arange(2))
         lengths = np.array([len(chunk) for chunk in chunks], np.int64)
-        return np.concatenate(chunks), lengths, keys.astype(np.int64).reshape(len(place), self.num_seeds, 2)
-
-
-def mixed(*values: np.ndarray | int) -> np.ndarray:
-    """64 bits of several integers, in order; uint64 of the shape they broadcast to, at least [1]."""
-    state = np.zeros(1, np.uint64)  # an array, since NumPy warns of scalars that overflow
-    for value in values:
-        state = hashed(state ^ np.asarray(value).astype(np.int64).astype(np.uint64))
-    return state
+        return np.concatenate(chunks), lengths, seeds.astype(np.int64)
 
 
 def reader(run: RunConfig) -> Reader:
     """What the run reads. Raises InputError if its stores, objective or settings do not go together."""
     objective, feature = run.objective, run.corpus().output_features["targets"]
-    if type(objective).preprocessors is not Objective.preprocessors:
+    if not objective.makes_chunks:
         raise InputError(
             f"{type(objective).__name__} makes its examples in a way of its own, which stores do not know: "
             "leave RunConfig.stores out."
@@ -107,7 +97,6 @@ def reader(run: RunConfig) -> Reader:
         mix=Mix(rates),
         chunk_length=objective.chunk_length(run.lengths),
         shortest_chunk=objective.shortest_chunk,
-        num_seeds=objective.num_seeds,
         seed=run.seed,
     )
     for store, size in zip(stores, found.sizes, strict=True):
@@ -192,25 +181,17 @@ class IndexedBatches(Iterator[Batch]):
         signature = (
             tf.TensorSpec([None], tf.int32),
             tf.TensorSpec([len(self._rows)], tf.int64),
-            tf.TensorSpec([len(self._rows), found.num_seeds, 2], tf.int64),
+            tf.TensorSpec([len(self._rows), 2], tf.int64),
         )
         batches = tf.data.Dataset.from_generator(examples, output_signature=signature)
-        rows = _rows_of(run, batches)
-        return rows.batch(len(self._rows), drop_remainder=True).prefetch(4).with_options(reading.options())
+        features = run.corpus().output_features
+        converter = run.objective.converter(pack=False)
 
+        def rows(tokens: tf.Tensor, lengths: tf.Tensor, seeds: tf.Tensor) -> dict[str, tf.Tensor]:
+            chunks = tf.RaggedTensor.from_row_lengths(tokens, lengths, validate=False)
+            return converter.rows(
+                run.objective.ended_examples(chunks, seeds, run.lengths, features), run.lengths
+            )
 
-def _rows_of(run: RunConfig, batches: tf.data.Dataset) -> tf.data.Dataset:
-    """Rows of model features: each chunk becomes an example of the objective's, as in a stream."""
-    objective, vocabulary = run.objective, run.vocabulary()
-
-    def chunks(tokens: tf.Tensor, lengths: tf.Tensor, seeds: tf.Tensor) -> tf.data.Dataset:
-        # Not by a ragged tensor, of which TensorFlow warns that its own type inference fails.
-        ends = tf.cumsum(lengths)
-        cuts = tf.data.Dataset.from_tensor_slices((ends - lengths, ends, seeds))
-        return cuts.map(lambda start, end, seeds: ({"targets": tokens[start:end]}, seeds))
-
-    dataset = objective.examples(batches.flat_map(chunks), run.lengths, vocabulary)
-    if not objective.ends_documents:
-        features = objective.output_features(run.corpus().output_features)
-        dataset = seqio.preprocessors.append_eos(dataset, output_features=features)
-    return objective.converter(pack=False)(dataset, task_feature_lengths=dict(run.lengths))
+        batches = batches.map(rows, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        return batches.prefetch(4).with_options(reading.options())

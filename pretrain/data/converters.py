@@ -12,26 +12,30 @@ Features of a row, all [length]; int32 but for the float32 weights:
     decoder_prefix_mask    1 where an input attends in both directions, else 0
 """
 
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import seqio
 import tensorflow as tf
 
 from pretrain.data import packing
 
-Example = dict[str, tf.Tensor]
+Rows = dict[str, tf.Tensor]
+Examples = Mapping[str, tf.RaggedTensor]
 Lengths = Mapping[str, int]
 Specs = Mapping[str, seqio.FeatureConverter.FeatureSpec]
+
+_GROUP = 64  # examples or rows that are converted in one call of tf.data, which costs as much as 50 of them
 
 _TOKENS = seqio.FeatureConverter.FeatureSpec(dtype=tf.int32)
 _WEIGHTS = seqio.FeatureConverter.FeatureSpec(dtype=tf.float32)
 
 
 class _SegmentConverter(seqio.FeatureConverter):
-    """What the converters share: rows from `packing`, then one function a row."""
+    """What the converters share: rows from `packing`, then one function of many of them."""
 
     PACKING_FEATURE_DTYPES: ClassVar[Mapping[str, tf.DType]] = {}
+    _READ: ClassVar[tuple[str, ...]]  # features of an example
 
     def __init__(self, pack: bool, open_rows: int = 16):
         """
@@ -48,14 +52,38 @@ class _SegmentConverter(seqio.FeatureConverter):
         source = {"encoder": "inputs", "decoder": "targets"}
         return {name: task_feature_lengths[source[name.partition("_")[0]]] for name in self.MODEL_FEATURES}
 
-    def _convert_features(self, ds: tf.data.Dataset, task_feature_lengths: Lengths) -> tf.data.Dataset:
-        if self.pack:
-            rows = packing.pack(ds, task_feature_lengths, self._open_rows)
-        else:
-            rows = packing.pad(ds, task_feature_lengths)
-        return rows.map(self._convert_row, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    def rows(self, examples: Examples, task_feature_lengths: Lengths) -> Rows:
+        """A row of each example; what a converter that does not pack does to a dataset, a group at a time.
 
-    def _convert_row(self, row: Example) -> Example:
+        Args:
+            examples: task features, int32 [n, (tokens)] each.
+            task_feature_lengths: row length of each.
+
+        Returns:
+            The features above, [n, length] each.
+        """
+        padded = packing.pad(self._joined(examples), self._row_lengths(task_feature_lengths))
+        return self._converted(padded)
+
+    def _convert_features(self, ds: tf.data.Dataset, task_feature_lengths: Lengths) -> tf.data.Dataset:
+        groups = ds.map(lambda example: {name: example[name] for name in self._READ})
+        groups = groups.ragged_batch(_GROUP)
+        if not self.pack:
+            return _each(groups, lambda examples: self.rows(_ragged(examples), task_feature_lengths))
+        examples = _each(groups, lambda examples: self._joined(_ragged(examples)))
+        rows = packing.pack(examples, self._row_lengths(task_feature_lengths), self._open_rows)
+        return _each(rows.batch(_GROUP), self._converted)
+
+    def _joined(self, examples: Examples) -> Examples:
+        """The features that share a row, of the task's; int32 [n, (tokens)] each."""
+        return examples
+
+    def _row_lengths(self, task_feature_lengths: Lengths) -> Lengths:
+        """The length of each feature that `_joined` returns."""
+        return task_feature_lengths
+
+    def _converted(self, rows: Rows) -> Rows:
+        """What the model reads of rows from `packing`, [n, length] each."""
         raise NotImplementedError
 
 
@@ -74,6 +102,7 @@ class DecoderConverter(_SegmentConverter):
     decoder_target_tokens [3 0 1 4 1 0]
     """
 
+    _READ: ClassVar[tuple[str, ...]] = ("targets",)
     TASK_FEATURES: ClassVar[Specs] = {"targets": _TOKENS}
     MODEL_FEATURES: ClassVar[Specs] = {
         "decoder_input_tokens": _TOKENS,
@@ -83,13 +112,13 @@ class DecoderConverter(_SegmentConverter):
         "decoder_positions": _TOKENS,
     }
 
-    def _convert_row(self, row: Example) -> Example:
-        targets, positions = row["targets"], row["targets_positions"]
+    def _converted(self, rows: Rows) -> Rows:
+        targets, positions = rows["targets"], rows["targets_positions"]
         return {
             "decoder_input_tokens": tf.where(positions > 0, _shift_right(targets), 0),
             "decoder_target_tokens": targets,
-            "decoder_loss_weights": tf.cast(row["targets_segment_ids"] > 0, tf.float32),
-            "decoder_segment_ids": row["targets_segment_ids"],
+            "decoder_loss_weights": tf.cast(rows["targets_segment_ids"] > 0, tf.float32),
+            "decoder_segment_ids": rows["targets_segment_ids"],
             "decoder_positions": positions,
         }
 
@@ -113,6 +142,7 @@ class EncoderDecoderConverter(DecoderConverter):
     encoder_segment_ids   [1 1 1 2 0]
     """
 
+    _READ: ClassVar[tuple[str, ...]] = ("inputs", "targets")
     TASK_FEATURES: ClassVar[Specs] = {"inputs": _TOKENS, "targets": _TOKENS}
     MODEL_FEATURES: ClassVar[Specs] = {
         "encoder_input_tokens": _TOKENS,
@@ -121,12 +151,12 @@ class EncoderDecoderConverter(DecoderConverter):
         **DecoderConverter.MODEL_FEATURES,
     }
 
-    def _convert_row(self, row: Example) -> Example:
+    def _converted(self, rows: Rows) -> Rows:
         return {
-            "encoder_input_tokens": row["inputs"],
-            "encoder_segment_ids": row["inputs_segment_ids"],
-            "encoder_positions": row["inputs_positions"],
-            **super()._convert_row(row),
+            "encoder_input_tokens": rows["inputs"],
+            "encoder_segment_ids": rows["inputs_segment_ids"],
+            "encoder_positions": rows["inputs_positions"],
+            **super()._converted(rows),
         }
 
 
@@ -150,29 +180,42 @@ class PrefixDecoderConverter(DecoderConverter):
     decoder_target_tokens [7 8 3 9 1 6 1 0]
     """
 
+    _READ: ClassVar[tuple[str, ...]] = ("inputs", "targets")
     MODEL_FEATURES: ClassVar[Specs] = {**DecoderConverter.MODEL_FEATURES, "decoder_prefix_mask": _TOKENS}
 
-    def _convert_features(self, ds: tf.data.Dataset, task_feature_lengths: Lengths) -> tf.data.Dataset:
-        def join(example: Example) -> Example:
-            prefix, suffix = example["inputs"], example["targets"]
-            in_prefix = tf.concat([tf.ones_like(prefix), tf.zeros_like(suffix)], axis=0)
-            return {"targets": tf.concat([prefix, suffix], axis=0), "in_prefix": in_prefix}
-
+    def _joined(self, examples: Examples) -> Examples:
+        prefix, suffix = examples["inputs"], examples["targets"]
         # The mark travels as one more feature, so it is packed and padded as the tokens are.
-        lengths = {**task_feature_lengths, "in_prefix": task_feature_lengths["targets"]}
-        joined = ds.map(join, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        return super()._convert_features(joined, lengths)
+        in_prefix = tf.concat([tf.ones_like(prefix), tf.zeros_like(suffix)], axis=1)
+        return {"targets": tf.concat([prefix, suffix], axis=1), "in_prefix": in_prefix}
 
-    def _convert_row(self, row: Example) -> Example:
-        features = super()._convert_row(row)
-        in_prefix, positions = row["in_prefix"], row["targets_positions"]
+    def _row_lengths(self, task_feature_lengths: Lengths) -> Lengths:
+        return dict.fromkeys(("targets", "in_prefix"), task_feature_lengths["targets"])
+
+    def _converted(self, rows: Rows) -> Rows:
+        features = super()._converted(rows)
+        in_prefix, positions = rows["in_prefix"], rows["targets_positions"]
         reads_prefix = tf.where(positions > 0, _shift_right(in_prefix), 1)
         return {
             **features,
             "decoder_loss_weights": features["decoder_loss_weights"] * (1.0 - tf.cast(in_prefix, tf.float32)),
-            "decoder_prefix_mask": tf.where(row["targets_segment_ids"] > 0, reads_prefix, 0),
+            "decoder_prefix_mask": tf.where(rows["targets_segment_ids"] > 0, reads_prefix, 0),
         }
 
 
 def _shift_right(tokens: tf.Tensor) -> tf.Tensor:
-    return tf.pad(tokens[:-1], [[1, 0]])
+    return tf.pad(tokens[:, :-1], [[0, 0], [1, 0]])
+
+
+def _each(groups: tf.data.Dataset, function: Callable[[Any], Mapping[str, Any]]) -> tf.data.Dataset:
+    """The examples or rows that `function` makes of each group, one by one."""
+    made = groups.map(function, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return made.unbatch().map(lambda one: one)  # as tensors, never ragged, which costs nothing
+
+
+def _ragged(examples: Mapping[str, tf.Tensor | tf.RaggedTensor]) -> Examples:
+    """Features whose length is the same in every example are batched as tensors."""
+    return {
+        name: tokens if isinstance(tokens, tf.RaggedTensor) else tf.RaggedTensor.from_tensor(tokens)
+        for name, tokens in examples.items()
+    }

@@ -14,6 +14,8 @@ Example, one span of two noise tokens, vocabulary of 100:
 
 import tensorflow as tf
 
+from pretrain.data.seeds import random_bits, uniform
+
 
 def span_lengths(
     inputs_length: int,
@@ -56,9 +58,9 @@ def noise_counts(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """How many noise tokens and noise spans `random_spans_noise_mask` draws.
 
-    Rounds half to even in float32, as T5's mask does. There is always a noise token, a non-noise token
-    and a span; and never more spans than non-noise tokens, where T5 crashes (a short tail at density 0.5
-    in spans of 1, for one).
+    Rounds half to even in float32, as T5's mask does. Of two tokens or more there is always a noise token,
+    a non-noise token and a span, of fewer no noise; and never more spans than non-noise tokens, where T5
+    crashes (a short tail at density 0.5 in spans of 1, for one).
 
     Args:
         length: int32 of any shape, lengths in tokens.
@@ -69,87 +71,105 @@ def noise_counts(
     >>> [int(count) for count in noise_counts(568, noise_density=0.15, mean_span_length=3.0)]
     [85, 28]
     """
-    length = tf.maximum(length, 2)
     noise = tf.cast(tf.round(tf.cast(length, tf.float32) * noise_density), tf.int32)
-    noise = tf.clip_by_value(noise, 1, length - 1)
+    noise = tf.clip_by_value(noise, tf.clip_by_value(length - 1, 0, 1), tf.maximum(length - 1, 0))
     spans = tf.cast(tf.round(tf.cast(noise, tf.float32) / mean_span_length), tf.int32)
-    return noise, tf.clip_by_value(spans, 1, length - noise)
+    return noise, tf.maximum(tf.minimum(spans, length - noise), 1)
 
 
-def random_spans_noise_mask(
-    length: tf.Tensor, noise_density: float, mean_span_length: float, seeds: tf.Tensor
-) -> tf.Tensor:
-    """Marks random spans as noise; every mask with these counts of tokens and spans is equally likely.
-
-    Spans alternate and begin with non-noise, so a sequence ends in noise.
+def random_spans(
+    lengths: tf.Tensor, noise_density: float, mean_span_length: float, seeds: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Cuts sequences into spans, in turns not noise and noise; every such cut is equally likely.
 
     Args:
-        length: int32 scalar.
+        lengths: int32 [n], tokens in each sequence.
         noise_density: fraction of the tokens that become noise, in (0, 1).
         mean_span_length: mean tokens in a noise span, at least 1.
-        seeds: integer [2, 2]: one seed for the noise spans, one for the spans between.
+        seeds: int64 [n, 2], one for each sequence.
 
     Returns:
-        bool [length], True on noise.
+        (lengths of the spans before each noise span, lengths of the noise spans), int32 [n, most spans]
+        each: as many of a sequence as `noise_counts` says, then zeros.
     """
-    noise, spans = noise_counts(length, noise_density, mean_span_length)
-    noise_lengths = _random_segmentation(noise, spans, seeds[0])
-    between_lengths = _random_segmentation(tf.maximum(length, 2) - noise, spans, seeds[1])
-    ends = tf.cumsum(tf.reshape(tf.stack([between_lengths, noise_lengths], axis=1), [-1]))
-    flips = tf.scatter_nd(ends[:-1, tf.newaxis], tf.ones_like(ends[:-1]), [tf.maximum(length, 2)])
-    return (tf.cumsum(flips) % 2 == 1)[:length]
+    noise, spans = noise_counts(lengths, noise_density, mean_span_length)
+    return (
+        _random_segmentation(lengths - noise, spans, seeds, draw=1),
+        _random_segmentation(noise, spans, seeds, draw=0),
+    )
 
 
-def _random_segmentation(items: tf.Tensor, segments: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Cuts `items` into non-empty segments; int32 [segments], which sums to `items`."""
-    order = tf.argsort(tf.random.stateless_uniform([items - 1], seed=seed))
-    cuts = tf.where(order < segments - 1)[:, 0]
-    edges = tf.concat([[0], tf.cast(cuts, tf.int32) + 1, [items]], axis=0)
-    return edges[1:] - edges[:-1]
+def _random_segmentation(items: tf.Tensor, segments: tf.Tensor, seeds: tf.Tensor, draw: int) -> tf.Tensor:
+    """Cuts each of the `items` [n] into `segments` [n], none of them empty where there are items enough.
+
+    Returns:
+        int32 [n, most segments], their lengths in order, then zeros.
+    """
+    most = tf.maximum(tf.reduce_max(segments), 1)
+    bits = random_bits(seeds, tf.maximum(tf.reduce_max(items), 1) - 1, draw)
+    bits = tf.where(tf.range(tf.shape(bits)[1]) < items[:, tf.newaxis] - 1, bits, -1)
+    cuts = tf.math.top_k(bits, most - 1).indices
+    ends = tf.where(tf.range(most - 1) < segments[:, tf.newaxis] - 1, cuts + 1, items[:, tf.newaxis])
+    ends = tf.concat([tf.sort(ends), items[:, tf.newaxis]], axis=1)
+    return ends - tf.pad(ends[:, :-1], [[0, 0], [1, 0]])
 
 
-def noise_span_to_unique_sentinel(tokens: tf.Tensor, noise_mask: tf.Tensor, vocab_size: int) -> tf.Tensor:
-    """Replaces each noise span by one sentinel: vocab_size - 1, vocab_size - 2, ...
+def spans_to_sentinels(
+    tokens: tf.RaggedTensor, before: tf.Tensor, noise: tf.Tensor, vocab_size: int
+) -> tuple[tf.RaggedTensor, tf.RaggedTensor]:
+    """Replaces each noise span by one sentinel, and each span before one by the same sentinel.
 
     Args:
-        tokens: integer [length].
-        noise_mask: bool [length].
-        vocab_size: size of the vocabulary, sentinels included.
+        tokens: int32 [n, (length)].
+        before, noise: as of `random_spans`.
+        vocab_size: size of the vocabulary, sentinels included: vocab_size - 1, vocab_size - 2, ...
 
     Returns:
-        [length - noise tokens + noise spans], of the dtype of `tokens`.
+        (inputs, targets): int32 [n, (length - noise tokens + noise spans)] and
+        [n, (noise tokens + spans before)].
 
-    >>> noise_span_to_unique_sentinel(
-    ...     tf.constant([4, 5, 6, 7, 8]), tf.constant([False, False, True, True, False]), 100
-    ... ).numpy().tolist()
-    [4, 5, 99, 8]
+    >>> tokens = tf.ragged.constant([[4, 5, 6, 7, 8]])
+    >>> before, noise = tf.constant([[2, 1]]), tf.constant([[1, 1]])
+    >>> inputs, targets = spans_to_sentinels(tokens, before, noise, vocab_size=100)
+    >>> inputs.to_list(), targets.to_list()
+    ([[4, 5, 99, 7, 98]], [[99, 6, 98, 8]])
     """
-    follows_noise = tf.pad(noise_mask[:-1], [[1, 0]])
-    starts = noise_mask & ~follows_noise
-    sentinels = vocab_size - tf.cumsum(tf.cast(starts, tokens.dtype))
-    return tf.boolean_mask(tf.where(starts, sentinels, tokens), ~(noise_mask & follows_noise))
+    # Whole spans are copied: to choose among the tokens one by one takes several times as long.
+    count, most = tf.unstack(tf.shape(before))
+    sentinels = vocab_size - 1 - tf.range(most)
+    sizes = tf.concat([_in_turns(before, noise), tf.ones_like(sentinels), [0]], axis=0)
+    pieces = tf.RaggedTensor.from_row_lengths(
+        tf.concat([tokens.flat_values, sentinels], axis=0), sizes, validate=False
+    )
+    nothing = tf.size(sizes) - 1
+    sentinel = nothing - most + tf.range(most)
+    span = tf.reshape(tf.range(2 * count * most), [count, most, 2])
+
+    def joined(one: tf.Tensor, other: tf.Tensor) -> tf.RaggedTensor:
+        found = tf.gather(pieces, _in_turns(one, other))
+        return tf.RaggedTensor.from_row_splits(
+            found.flat_values, found.row_splits[:: 2 * most], validate=False
+        )
+
+    inputs = joined(span[..., 0], tf.where(noise > 0, sentinel, nothing))
+    targets = joined(tf.where(before > 0, sentinel, nothing), span[..., 1])
+    return inputs, targets
 
 
-def nonnoise_span_to_unique_sentinel(tokens: tf.Tensor, noise_mask: tf.Tensor, vocab_size: int) -> tf.Tensor:
-    """Replaces each span between the noise by one sentinel: the targets that go with the inputs above.
-
-    >>> nonnoise_span_to_unique_sentinel(
-    ...     tf.constant([4, 5, 6, 7, 8]), tf.constant([False, False, True, True, False]), 100
-    ... ).numpy().tolist()
-    [99, 6, 7, 98]
-    """
-    return noise_span_to_unique_sentinel(tokens, ~noise_mask, vocab_size)
+def _in_turns(one: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
+    return tf.reshape(tf.stack([one, other], axis=-1), [-1])
 
 
-def random_prefix_length(length: tf.Tensor, minimum: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Draws where a prefix ends, uniform in [minimum, length - 1], so that something is left to predict.
+def random_prefix_lengths(lengths: tf.Tensor, minimum: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
+    """Draws where prefixes end, uniform in [minimum, length - 1], so that something is left to predict.
 
     Args:
-        length: int32 scalar, tokens in the sequence, at least 2.
-        minimum: int32 scalar in [1, length - 1], the shortest prefix.
-        seed: integer [2].
+        lengths: int32 [n], tokens in each sequence, at least 2.
+        minimum: int32 [n] in [1, length - 1], the shortest prefix of each.
+        seeds: int64 [n, 2], one for each sequence.
 
     Returns:
-        int32 scalar.
+        int32 [n].
     """
-    return tf.random.stateless_uniform([], minval=minimum, maxval=length, dtype=tf.int32, seed=seed)
+    draws = uniform(seeds, 1)[:, 0] * tf.cast(lengths - minimum, tf.float32)
+    return minimum + tf.cast(draws, tf.int32)

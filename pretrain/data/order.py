@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pretrain.data.hashing import STEP, hashed
 from pretrain.errors import InputError
 
 _ROUNDS = 6  # with 4, some of the permutations of 5 examples come more often than others
-_GOLDEN = 0x9E3779B97F4A7C15  # 2**64 divided by the golden ratio, the step of SplitMix64
 _MASK = 2**64 - 1
 
 
@@ -24,9 +24,8 @@ def shuffled(index: np.ndarray | int, size: int, seed: int, epoch: int) -> np.nd
     A pseudo-random permutation of range(size), another one for each seed and epoch, without a table: a
     Feistel network over the least rectangle that holds `size` cells, walked on while it leads outside
     ("generalized Feistel" and "cycle walking" of Black and Rogaway 2002, Ciphers with Arbitrary Finite
-    Domains, https://doi.org/10.1007/3-540-45760-7_9), with the finalizer of SplitMix64 (Steele, Lea and
-    Flood 2014, https://doi.org/10.1145/2660193.2660195) as its round function. It is no cipher: it mixes
-    well, and keeps no secret.
+    Domains, https://doi.org/10.1007/3-540-45760-7_9), with `hashed` as its round function. It is no
+    cipher: it mixes well, and keeps no secret.
 
     Args:
         index: integers from 0 to size - 1, of any shape.
@@ -72,19 +71,11 @@ def _permuted(cell: np.ndarray, height: int, width: int, keys: Sequence[int]) ->
 def _keys(seed: int, epoch: int) -> tuple[int, ...]:
     """The 64-bit keys of the rounds, two for each."""
     start = _hash(_hash(seed & _MASK) ^ (epoch & _MASK))
-    return tuple(_hash(start + turn * _GOLDEN & _MASK) for turn in range(1, 2 * _ROUNDS + 1))
+    return tuple(_hash(start + turn * STEP & _MASK) for turn in range(1, 2 * _ROUNDS + 1))
 
 
 def _hash(value: int) -> int:
     return int(hashed(np.array([value], np.uint64))[0])
-
-
-def hashed(value: np.ndarray) -> np.ndarray:
-    """The finalizer of SplitMix64, uint64: each bit of the result depends on each bit of the value."""
-    value = value + np.uint64(_GOLDEN)  # without it 0 stays 0
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))
 
 
 @dataclasses.dataclass(frozen=True)

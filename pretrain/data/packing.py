@@ -1,10 +1,10 @@
-"""Fills rows of a fixed length with whole examples, as tf.data transformations.
+"""Fills rows of a fixed length with whole examples, one or several.
 
 SeqIO's packing is next-fit: an example either fits the one open row or closes it. Here a few rows stay
 open and each example goes to the fullest that has room (best fit), which fills more of every row. Lengths
 are those of the tensors, so an id 0 inside an example is a token like any other.
 
-Both transformations return, for each feature, three int32 [row length]: `<feature>` padded with 0,
+Both functions return, for each feature, three int32 [row length]: `<feature>` padded with 0,
 `<feature>_segment_ids` (1, 2, ... for the examples in the row, 0 on padding; an example has the same
 number in every feature) and `<feature>_positions` (from 0 in each segment; 0 on padding).
 """
@@ -16,27 +16,32 @@ import tensorflow as tf
 Example = dict[str, tf.Tensor]
 
 
-def pad(dataset: tf.data.Dataset, lengths: Mapping[str, int]) -> tf.data.Dataset:
+def pad(examples: Mapping[str, tf.RaggedTensor], lengths: Mapping[str, int]) -> Example:
     """One example a row.
 
     Args:
-        dataset: examples whose features in `lengths` are int32 [any length up to the row's].
+        examples: features, int32 [n, (any length up to the row's)] each.
         lengths: row length of each feature; other features are dropped.
 
-    Raises:
-        tf.errors.InvalidArgumentError: while iterating, at an example longer than its row.
+    Returns:
+        Three int32 [n, row length] for each feature, as above.
 
-    >>> dataset = tf.data.Dataset.from_tensors({"targets": [5, 0, 1]})
-    >>> {name: row.tolist() for name, row in next(pad(dataset, {"targets": 4}).as_numpy_iterator()).items()}
+    Raises:
+        tf.errors.InvalidArgumentError: an example is longer than its row.
+
+    >>> rows = pad({"targets": tf.ragged.constant([[5, 0, 1], [6]])}, {"targets": 4})
+    >>> {name: row.numpy().tolist()[0] for name, row in rows.items()}
     {'targets': [5, 0, 1, 0], 'targets_segment_ids': [1, 1, 1, 0], 'targets_positions': [0, 1, 2, 0]}
     """
-
-    def row(example: Example) -> Example:
-        tokens, columns, _, _ = _flatten(example, lengths)
-        cells = tf.stack([tokens, tf.ones_like(tokens)], axis=-1)
-        return _unflatten(tf.scatter_nd(columns[:, tf.newaxis], cells, [sum(lengths.values()), 2]), lengths)
-
-    return dataset.map(row, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    rows: Example = {}
+    for name, length in lengths.items():
+        sizes = examples[name].row_lengths()
+        _check_sizes(name, sizes, length)
+        rows[name] = examples[name].to_tensor(shape=[None, length])
+        segment_ids = tf.sequence_mask(sizes, length, tf.int32)
+        rows[f"{name}_segment_ids"] = segment_ids
+        rows[f"{name}_positions"] = tf.range(length) * segment_ids
+    return rows
 
 
 def pack(dataset: tf.data.Dataset, lengths: Mapping[str, int], open_rows: int = 16) -> tf.data.Dataset:
@@ -113,14 +118,18 @@ def _flatten(example: Example, lengths: Mapping[str, int]) -> tuple[tf.Tensor, .
     offset = 0
     for index, (name, length) in enumerate(lengths.items()):
         size = tf.size(example[name])
-        message = f"An example's {name} must be cut to the row length before it is padded or packed"
-        tf.debugging.assert_less_equal(size, length, message=message)
+        _check_sizes(name, size, length)
         tokens.append(example[name])
         columns.append(tf.range(offset, offset + size))
         owner.append(tf.fill([size], index))
         sizes.append(size)
         offset += length
     return tf.concat(tokens, 0), tf.concat(columns, 0), tf.concat(owner, 0), tf.stack(sizes)
+
+
+def _check_sizes(name: str, sizes: tf.Tensor, length: int) -> None:
+    message = f"An example's {name} must be cut to the row length before it is padded or packed"
+    tf.debugging.assert_less_equal(sizes, tf.cast(length, sizes.dtype), message=message)
 
 
 def _unflatten(cells: tf.Tensor, lengths: Mapping[str, int]) -> Example:

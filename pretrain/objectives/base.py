@@ -19,13 +19,15 @@ from typing import Any, ClassVar, Literal
 import seqio
 import tensorflow as tf
 
+from pretrain.data import seeds
 from pretrain.data import vocabulary as vocabularies
 from pretrain.data.chunks import cut_documents
-from pretrain.data.seeds import stream, with_seeds
 from pretrain.errors import InputError
 
 Family = Literal["encoder_decoder", "decoder"]
 Preprocessor = Callable[..., tf.data.Dataset]
+
+_GROUP = 64  # chunks that are made into examples in one call of tf.data
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,13 +42,11 @@ class Objective(abc.ABC):
         z_loss: weight of the squared log partition function.
         loss_chunks: parts of the length whose logits are made one after the other, and again for the
             gradient: memory for logits of one part, for one more product with the output weights.
-        num_seeds: how many seeds the noise of an example takes.
         ends_documents: EOS stands at the end of each document, before the cut; else at the end of each
             example's features.
         shortest_chunk: tokens of the shortest chunk that makes an example; a shorter last one is left out.
     """
 
-    num_seeds: ClassVar[int] = 0
     ends_documents: ClassVar[bool] = False
     shortest_chunk: ClassVar[int] = 1
     join_documents: bool = True
@@ -85,44 +85,87 @@ class Objective(abc.ABC):
     def chunk_length(self, lengths: Mapping[str, int]) -> int:
         """Tokens in a full chunk, of which an example is made that fits these row lengths."""
 
-    @abc.abstractmethod
     def example(
-        self, tokens: tf.Tensor, seeds: tf.Tensor, lengths: Mapping[str, int], vocabulary: seqio.Vocabulary
+        self, tokens: tf.Tensor, seed: tf.Tensor, lengths: Mapping[str, int], vocabulary: seqio.Vocabulary
     ) -> dict[str, tf.Tensor]:
         """The features of an example, [tokens] int32 each, without EOS; a pure TensorFlow function.
 
         Args:
             tokens: int32 [n], a chunk; n is at least `shortest_chunk` and at most `chunk_length(lengths)`.
-            seeds: int64 [num_seeds, 2], of this example, for `tf.random.stateless_*`.
+            seed: int64 [2], of this example, for `tf.random.stateless_*`.
             lengths: tokens in a row, by task feature.
             vocabulary: the corpus's.
         """
+        raise NotImplementedError(f"{type(self).__name__} says neither `example` nor `examples`.")
+
+    def examples(
+        self,
+        chunks: tf.RaggedTensor,
+        seeds: tf.Tensor,
+        lengths: Mapping[str, int],
+        vocabulary: seqio.Vocabulary,
+    ) -> dict[str, tf.RaggedTensor]:
+        """The features of many examples: `example` of each, unless an objective has a faster way to say it.
+
+        A call of tf.data costs as much as the noise of hundreds of tokens, so it makes many examples.
+
+        Args:
+            chunks: int32 [n, (tokens)].
+            seeds: int64 [n, 2], for `data.seeds.uniform`.
+            lengths, vocabulary: as for `example`.
+
+        Returns:
+            int32 [n, (tokens)] each, without EOS; an example depends on its own chunk and seed alone.
+        """
+        features = self.output_features({"targets": seqio.Feature(vocabulary)})
+        return tf.map_fn(
+            lambda one: self.example(one[0], one[1], lengths, vocabulary),
+            (chunks, seeds),
+            fn_output_signature={name: tf.RaggedTensorSpec([None], tf.int32) for name in features},
+        )
+
+    def ended_examples(
+        self,
+        chunks: tf.RaggedTensor,
+        seeds: tf.Tensor,
+        lengths: Mapping[str, int],
+        corpus_features: Mapping[str, seqio.Feature],
+    ) -> dict[str, tf.RaggedTensor]:
+        """`examples` with EOS where it belongs."""
+        examples = self.examples(chunks, seeds, lengths, corpus_features["targets"].vocabulary)
+        if self.ends_documents:
+            return examples
+        features = self.output_features(corpus_features)
+        return {name: _ended(tokens, features[name]) for name, tokens in examples.items()}
+
+    @property
+    def makes_chunks(self) -> bool:
+        """Whether an example is made of each chunk; not where an objective has preprocessors of its own."""
+        return type(self).preprocessors is Objective.preprocessors
 
     def preprocessors(self) -> tuple[Preprocessor, ...]:
         """Functions (dataset, sequence_length, output_features) -> dataset, to follow the corpus's own."""
-        ends = (seqio.preprocessors.append_eos,)
-        return (*ends, self._cut, self._make) if self.ends_documents else (self._cut, self._make, *ends)
+        ends = (seqio.preprocessors.append_eos,) if self.ends_documents else ()
+        return (*ends, self._cut, self._make)
 
     def _cut(self, dataset: tf.data.Dataset, sequence_length, output_features) -> tf.data.Dataset:
         self.check(sequence_length, output_features["targets"].vocabulary)
-        chunks = cut_documents(dataset, self.chunk_length(sequence_length), self.join_documents)
-        if self.shortest_chunk == 1:
-            return chunks
-        return chunks.filter(lambda chunk: tf.size(chunk["targets"]) >= self.shortest_chunk)
+        return cut_documents(dataset, self.chunk_length(sequence_length), self.join_documents)
 
     def _make(self, chunks: tf.data.Dataset, sequence_length, output_features) -> tf.data.Dataset:
-        seeded = with_seeds(chunks, self.num_seeds)
-        return self.examples(seeded, sequence_length, output_features["targets"].vocabulary)
+        seeds_of = seeds.of_positions()
 
-    def examples(
-        self, seeded: tf.data.Dataset, lengths: Mapping[str, int], vocabulary: seqio.Vocabulary
-    ) -> tf.data.Dataset:
-        """Makes an example of each ({"targets": int32 [n]}, int64 [num_seeds, 2])."""
-        return seeded.map(
-            lambda chunk, seeds: self.example(chunk["targets"], seeds, lengths, vocabulary),
-            num_parallel_calls=tf.data.AUTOTUNE,
-            deterministic=True,
-        )
+        def make(number: tf.Tensor, group: Mapping[str, tf.RaggedTensor]) -> dict[str, tf.RaggedTensor]:
+            chunks = group["targets"]
+            own = seeds_of(number * _GROUP + tf.range(chunks.nrows()))
+            if self.shortest_chunk > 1:
+                long_enough = chunks.row_lengths() >= self.shortest_chunk
+                chunks, own = tf.ragged.boolean_mask(chunks, long_enough), tf.boolean_mask(own, long_enough)
+            return self.ended_examples(chunks, own, sequence_length, output_features)
+
+        groups = chunks.ragged_batch(_GROUP).enumerate()
+        examples = groups.map(make, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).unbatch()
+        return examples.map(lambda example: example)  # as tensors, which costs nothing
 
     @abc.abstractmethod
     def output_features(self, corpus_features: Mapping[str, seqio.Feature]) -> dict[str, seqio.Feature]:
@@ -196,6 +239,12 @@ class Objective(abc.ABC):
         return BoundTask(task, self, shuffle_buffer)
 
 
+def _ended(tokens: tf.RaggedTensor, feature: seqio.Feature) -> tf.RaggedTensor:
+    if not feature.add_eos:
+        return tokens
+    return tf.concat([tokens, tf.fill([tokens.nrows(), 1], feature.vocabulary.eos_id)], axis=1)
+
+
 def check_lengths(objective: Objective, lengths: Mapping[str, int] | None, **least: int) -> None:
     """Raises InputError unless `lengths` has exactly the features in `least`, each at least so long."""
     if lengths is None or set(lengths) != set(least):
@@ -253,13 +302,16 @@ class BoundTask(seqio.Task):
         shard_info: seqio.ShardInfo | None = None,
         **kwargs,
     ) -> tf.data.Dataset:
-        """As `seqio.Task.get_dataset`; `sequence_length` must be given.
+        """As `seqio.Task.get_dataset`, but chunks are not trimmed; `sequence_length` must be given.
 
         Every shard gets the same `seed`, because SeqIO may shuffle before it shards; what sets the shards'
         noise apart is the stream.
         """
         shard_index = shard_info.index if shard_info else 0
-        with stream(seed, self.corpus.name, shard_index):
+        with seeds.stream(seed, self.corpus.name, shard_index):
+            if self.objective.makes_chunks:
+                # Its examples fit: one that does not is a fault, which converters tell and a trim would hide.
+                kwargs["trim_output_features"] = False
             return super().get_dataset(sequence_length, split, seed=seed, shard_info=shard_info, **kwargs)
 
 

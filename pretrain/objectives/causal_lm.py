@@ -38,8 +38,8 @@ class CausalLM(Objective):
     def chunk_length(self, lengths: Mapping[str, int]) -> int:
         return lengths["targets"]
 
-    def example(self, tokens: tf.Tensor, seeds, lengths, vocabulary) -> dict[str, tf.Tensor]:
-        return {"targets": tokens}
+    def examples(self, chunks: tf.RaggedTensor, seeds, lengths, vocabulary) -> dict[str, tf.RaggedTensor]:
+        return {"targets": chunks}
 
     def converter(self, pack: bool) -> DecoderConverter:
         return DecoderConverter(pack)

@@ -36,7 +36,6 @@ class PrefixLM(Objective):
         family: the kind of model to train, "decoder" or "encoder_decoder".
     """
 
-    num_seeds: ClassVar[int] = 1
     shortest_chunk: ClassVar[int] = 2
     family: Family = "decoder"
 
@@ -58,11 +57,17 @@ class PrefixLM(Objective):
     def chunk_length(self, lengths: Mapping[str, int]) -> int:
         return lengths["targets"] - 1 if self.family == "decoder" else lengths["inputs"]
 
-    def example(self, tokens: tf.Tensor, seeds: tf.Tensor, lengths, vocabulary) -> dict[str, tf.Tensor]:
-        length = tf.size(tokens)
-        minimum = tf.maximum(1, length + 1 - lengths["targets"])
-        prefix = noise.random_prefix_length(length, minimum, seeds[0])
-        return {"inputs": tokens[:prefix], "targets": tokens[prefix:]}
+    def examples(
+        self, chunks: tf.RaggedTensor, seeds: tf.Tensor, lengths, vocabulary
+    ) -> dict[str, tf.RaggedTensor]:
+        sizes = tf.cast(chunks.row_lengths(), tf.int32)
+        minimum = tf.maximum(1, sizes + 1 - lengths["targets"])
+        cuts = noise.random_prefix_lengths(sizes, minimum, seeds)
+        in_prefix = tf.ragged.range(sizes) < cuts[:, tf.newaxis]
+        return {
+            "inputs": tf.ragged.boolean_mask(chunks, in_prefix),
+            "targets": tf.ragged.boolean_mask(chunks, tf.logical_not(in_prefix)),
+        }
 
     def converter(self, pack: bool) -> EncoderDecoderConverter | PrefixDecoderConverter:
         return PrefixDecoderConverter(pack) if self.family == "decoder" else EncoderDecoderConverter(pack)

@@ -40,7 +40,6 @@ class SpanCorruption(Objective):
     """
 
     family: ClassVar[Family] = "encoder_decoder"
-    num_seeds: ClassVar[int] = 2
     noise_density: float = 0.15
     mean_span_length: float = 3.0
 
@@ -60,14 +59,13 @@ class SpanCorruption(Objective):
     def chunk_length(self, lengths: Mapping[str, int]) -> int:
         return self.tokens_length(lengths["inputs"])
 
-    def example(self, tokens: tf.Tensor, seeds: tf.Tensor, lengths, vocabulary) -> dict[str, tf.Tensor]:
-        mask = noise.random_spans_noise_mask(
-            tf.size(tokens), self.noise_density, self.mean_span_length, seeds
-        )
-        return {
-            "inputs": noise.noise_span_to_unique_sentinel(tokens, mask, vocabulary.vocab_size),
-            "targets": noise.nonnoise_span_to_unique_sentinel(tokens, mask, vocabulary.vocab_size),
-        }
+    def examples(
+        self, chunks: tf.RaggedTensor, seeds: tf.Tensor, lengths, vocabulary
+    ) -> dict[str, tf.RaggedTensor]:
+        sizes = tf.cast(chunks.row_lengths(), tf.int32)
+        spans = noise.random_spans(sizes, self.noise_density, self.mean_span_length, seeds)
+        inputs, targets = noise.spans_to_sentinels(chunks, *spans, vocabulary.vocab_size)
+        return {"inputs": inputs, "targets": targets}
 
     def tokens_length(self, inputs_length: int) -> int:
         """Tokens in a full chunk: as many as fill `inputs_length` once corrupted.

@@ -14,6 +14,7 @@ import pretrain.data
 import pretrain.objectives
 from pretrain.errors import InputError
 from pretrain.objectives import CausalLM, PrefixLM, SpanCorruption
+from pretrain.objectives.base import Objective
 
 OBJECTIVES = [
     (SpanCorruption(), {"inputs": 64, "targets": 32}),
@@ -48,10 +49,42 @@ def test_every_objective_makes_rows(objective, lengths, pack, num_epochs, corpus
         assert row["decoder_segment_ids"].max() == 1 or pack
 
 
-@parametrize
-def test_examples_need_no_trimming(objective, lengths, corpus, read):
-    task = objective.bind(corpus())
-    _assert_same(read(task, lengths), read(task, lengths, trim_output_features=False))
+def test_nothing_is_trimmed_in_silence(corpus):
+    class TooLong(CausalLM):
+        def chunk_length(self, lengths):
+            return lengths["targets"] + 1
+
+    lengths = {"targets": 64}
+    task = TooLong().bind(corpus())
+    for bound in (task, TooLong().bind(seqio.Mixture("mix", [(corpus(), 1.0)]))):
+        examples = bound.get_dataset(lengths, "train", shuffle=False, seed=0)
+        assert len(next(examples.as_numpy_iterator())["targets"]) == 65
+        with pytest.raises(tf.errors.InvalidArgumentError, match="targets must be cut"):
+            list(task.objective.converter(pack=False)(examples, lengths))
+
+
+class OneByOne(SpanCorruption):
+    """An objective that says `example` and not `examples`."""
+
+    def example(self, tokens, seed, lengths, vocabulary):
+        assert seed.shape == [2]
+        inputs = tf.random.experimental.stateless_shuffle(tokens, seed)
+        return {"inputs": inputs, "targets": tokens[: tf.size(tokens) // 2]}
+
+    examples = Objective.examples
+
+
+def test_examples_are_made_one_by_one_where_an_objective_says_so(corpus, documents, read):
+    lengths = {"inputs": 64, "targets": 64}
+    examples = read(OneByOne().bind(corpus()), lengths)
+    everything = np.concatenate(documents)
+    chunk = OneByOne().tokens_length(64)
+    assert len(examples) == -(-len(everything) // chunk)
+    for number, example in enumerate(examples):
+        tokens = everything[number * chunk : (number + 1) * chunk]
+        np.testing.assert_array_equal(example["targets"], [*tokens[: len(tokens) // 2], 1])
+        np.testing.assert_array_equal(np.sort(example["inputs"][:-1]), np.sort(tokens))
+        assert example["inputs"][:-1].tolist() != tokens.tolist()
 
 
 @parametrize

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import seqio
 import t5.data.preprocessors as t5
-import tensorflow as tf
 
 from pretrain.errors import InputError
 from pretrain.objectives import SpanCorruption
@@ -243,25 +242,3 @@ def test_what_the_message_about_sentinels_proposes_is_just_enough(density, input
 def test_lengths_are_checked_when_the_graph_is_built(corpus):
     with pytest.raises(InputError, match="set it to"):
         SpanCorruption().bind(corpus()).get_dataset({"inputs": 64, "targets": 5}, "train")
-
-
-def test_corruption_is_t5s_given_t5s_seeds(documents, vocabulary):
-    """The whole step against T5's `denoise`: one chunk, the same two mask seeds."""
-    seed = tf.constant([11, 12], tf.int64)
-    mask_seeds = tf.random.experimental.stateless_split(seed, 6)[:2]
-    features = {"inputs": seqio.Feature(vocabulary), "targets": seqio.Feature(vocabulary)}
-    chunk = documents[0][:71]
-    ours = SpanCorruption().example(tf.constant(chunk), mask_seeds, LENGTHS, vocabulary)
-    theirs = t5.single_example_denoise(
-        {"targets": tf.constant(chunk)},
-        seed,
-        output_features=features,
-        noise_density=0.15,
-        noise_mask_fn=lambda *args, **kwargs: t5.random_spans_noise_mask(
-            *args, mean_noise_span_length=3.0, **kwargs
-        ),
-        inputs_fn=t5.noise_span_to_unique_sentinel,
-        targets_fn=t5.nonnoise_span_to_unique_sentinel,
-    )
-    for name in ("inputs", "targets"):
-        np.testing.assert_array_equal(ours[name], theirs[name])
