@@ -187,6 +187,7 @@ class IndexedBatches(Iterator[Batch]):
         features = run.corpus().output_features
         converter = run.objective.converter(pack=False)
 
+        @tf.autograph.experimental.do_not_convert
         def rows(tokens: tf.Tensor, lengths: tf.Tensor, seeds: tf.Tensor) -> dict[str, tf.Tensor]:
             chunks = tf.RaggedTensor.from_row_lengths(tokens, lengths, validate=False)
             return converter.rows(

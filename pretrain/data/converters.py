@@ -209,6 +209,7 @@ def _shift_right(tokens: tf.Tensor) -> tf.Tensor:
 
 def _each(groups: tf.data.Dataset, function: Callable[[Any], Mapping[str, Any]]) -> tf.data.Dataset:
     """The examples or rows that `function` makes of each group, one by one."""
+    function = tf.autograph.experimental.do_not_convert(function)  # there is nothing to convert
     made = groups.map(function, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return made.unbatch().map(lambda one: one)  # as tensors, never ragged, which costs nothing
 

@@ -156,6 +156,23 @@ def spans_to_sentinels(
     return inputs, targets
 
 
+def cut_in_two(tokens: tf.RaggedTensor, lengths: tf.Tensor) -> tuple[tf.RaggedTensor, tf.RaggedTensor]:
+    """The first `lengths` tokens of each sequence, and the rest.
+
+    Args:
+        tokens: int32 [n, (length)].
+        lengths: int32 [n], each at most the sequence's length.
+
+    >>> first, rest = cut_in_two(tf.ragged.constant([[4, 5, 6], [7]]), tf.constant([2, 0]))
+    >>> first.to_list(), rest.to_list()
+    ([[4, 5], []], [[6], [7]])
+    """
+    rest = tf.cast(tokens.row_lengths(), tf.int32) - lengths
+    parts = tf.RaggedTensor.from_row_lengths(tokens.flat_values, _in_turns(lengths, rest), validate=False)
+    first = 2 * tf.range(tf.size(lengths))
+    return tf.gather(parts, first), tf.gather(parts, first + 1)
+
+
 def _in_turns(one: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
     return tf.reshape(tf.stack([one, other], axis=-1), [-1])
 

@@ -118,8 +118,13 @@ class Objective(abc.ABC):
             int32 [n, (tokens)] each, without EOS; an example depends on its own chunk and seed alone.
         """
         features = self.output_features({"targets": seqio.Feature(vocabulary)})
+
+        @tf.function  # so that an `if` in `example` may ask a tensor
+        def make(one: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
+            return self.example(*one, lengths, vocabulary)
+
         return tf.map_fn(
-            lambda one: self.example(one[0], one[1], lengths, vocabulary),
+            make,
             (chunks, seeds),
             fn_output_signature={name: tf.RaggedTensorSpec([None], tf.int32) for name in features},
         )
@@ -155,6 +160,7 @@ class Objective(abc.ABC):
     def _make(self, chunks: tf.data.Dataset, sequence_length, output_features) -> tf.data.Dataset:
         seeds_of = seeds.of_positions()
 
+        @tf.autograph.experimental.do_not_convert  # which would take longer than the rest of the graph
         def make(number: tf.Tensor, group: Mapping[str, tf.RaggedTensor]) -> dict[str, tf.RaggedTensor]:
             chunks = group["targets"]
             own = seeds_of(number * _GROUP + tf.range(chunks.nrows()))

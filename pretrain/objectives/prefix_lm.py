@@ -63,11 +63,8 @@ class PrefixLM(Objective):
         sizes = tf.cast(chunks.row_lengths(), tf.int32)
         minimum = tf.maximum(1, sizes + 1 - lengths["targets"])
         cuts = noise.random_prefix_lengths(sizes, minimum, seeds)
-        in_prefix = tf.ragged.range(sizes) < cuts[:, tf.newaxis]
-        return {
-            "inputs": tf.ragged.boolean_mask(chunks, in_prefix),
-            "targets": tf.ragged.boolean_mask(chunks, tf.logical_not(in_prefix)),
-        }
+        inputs, targets = noise.cut_in_two(chunks, cuts)
+        return {"inputs": inputs, "targets": targets}
 
     def converter(self, pack: bool) -> EncoderDecoderConverter | PrefixDecoderConverter:
         return PrefixDecoderConverter(pack) if self.family == "decoder" else EncoderDecoderConverter(pack)

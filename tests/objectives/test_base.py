@@ -68,7 +68,9 @@ class OneByOne(SpanCorruption):
 
     def example(self, tokens, seed, lengths, vocabulary):
         assert seed.shape == [2]
-        inputs = tf.random.experimental.stateless_shuffle(tokens, seed)
+        inputs = tokens
+        if tf.size(tokens) > 1:  # of a tensor, as TensorFlow's autograph allows
+            inputs = tf.random.experimental.stateless_shuffle(tokens, seed)
         return {"inputs": inputs, "targets": tokens[: tf.size(tokens) // 2]}
 
     examples = Objective.examples
