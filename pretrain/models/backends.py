@@ -139,6 +139,8 @@ def cudnn(
     """
     if dropout and key is not None:
         raise InputError("attention='cudnn' has no dropout: set dropout to 0, or take 'chunked'.")
+    if implementation == "cudnn":
+        _check_platform("cudnn", "gpu")
     mask_BQK, bias_NQK = mask_of(seen), bias_of(bias)
 
     def local(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, *bias: jax.Array):
@@ -161,6 +163,8 @@ def splash(
 ) -> jax.Array:  # fmt: skip
     """The Pallas kernel that comes with JAX, on TPUs: it skips the blocks that nobody sees."""
     _check_splash(query_BQNH.shape, key_BKMH.shape, seen, bias, dropout if key is not None else 0.0)
+    if not interpret:
+        _check_platform("splash", "tpu")
     assert isinstance(seen, Mask)
     causal = seen.causal
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
@@ -199,6 +203,8 @@ def fused(
 ) -> jax.Array:  # fmt: skip
     """A kernel of our own for TPUs and short rows, with prefix and position bias: T5's case."""
     _check_fused(query_BQNH.shape, key_BKMH.shape[1], seen, dropout if key is not None else 0.0)
+    if not interpret:
+        _check_platform("fused", "tpu")
     assert isinstance(seen, Mask)
     has_prefix, bias_NQK = seen.prefix is not None, bias_of(bias)
 
@@ -239,6 +245,12 @@ def _check_fused(query_shape: tuple[int, ...], K: int, seen: Seen, dropout: floa
         "no length that is cut along the mesh": sharding.shares("length") > 1,
     }  # fmt: skip
     _refuse("fused", reason)
+
+
+def _check_platform(backend: str, only: str) -> None:
+    """Raises InputError where the kernel cannot run."""
+    found = sharding.platform()
+    _refuse(backend, {f"no devices but {only.upper()}s, and these are {found.upper()}s": found != only})
 
 
 def _refuse(backend: str, reasons: Mapping[str, Any]) -> None:

@@ -68,18 +68,25 @@ class Rules:
 
 
 _rules: contextvars.ContextVar[Rules | None] = contextvars.ContextVar("rules", default=None)
+_platform: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
 
 
 @contextlib.contextmanager
 def layout(mesh: jax.sharding.Mesh, rules: Rules) -> Iterator[None]:
     """Programs traced inside lie on `mesh` by `rules`."""
     check_rules(rules, mesh.shape)
-    token = _rules.set(rules)
+    token, platform_token = _rules.set(rules), _platform.set(mesh.devices.flat[0].platform)
     try:
         with jax.set_mesh(mesh):
             yield
     finally:
         _rules.reset(token)
+        _platform.reset(platform_token)
+
+
+def platform() -> str:
+    """What the devices of the current layout are, which need not be of this machine: "cpu", "gpu", "tpu"."""
+    return _platform.get() or jax.default_backend()
 
 
 def check_rules(rules: Rules, mesh_shape: Mapping[str, int]) -> None:

@@ -289,6 +289,15 @@ def test_what_the_tpu_kernel_cannot_do_it_refuses(change, said):
 
 
 @pytest.mark.parametrize(
+    ("backend", "only"), [(backends.splash, "TPU"), (backends.fused, "TPU"), (backends.cudnn, "GPU")]
+)
+def test_a_kernel_is_refused_where_it_cannot_run(backend, only):
+    message = f"attention='{backend.__name__}' takes no devices but {only}s, and these are CPUs: use"
+    with pytest.raises(InputError, match=message):
+        backend(*arrays(128, head_dim=128), masks(128)["causal"], None)
+
+
+@pytest.mark.parametrize(
     ("family", "change", "said"),
     [
         (
