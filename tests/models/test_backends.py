@@ -116,13 +116,18 @@ def test_halves_of_a_row_drop_what_they_should():
     assert np.abs(error).max() < 6 * np.std(drawn, axis=0)[real].max() / 128**0.5
 
 
-@pytest.mark.parametrize("heads", [(N, M), (1, 1), (N, 1)], ids=["grouped", "one", "of one key head"])
+MESHES = [
+    ("rows", {"data": 2}),
+    *((name, {"data": 2, "context": 2}) for name in ("rows", "chunked")),
+    ("fused", {"data": 2}),
+]
+
+
 @pytest.mark.parametrize(
-    ("name", "sizes"),
+    ("name", "sizes", "heads"),
     [
-        ("rows", {"data": 2}),
-        *((name, {"data": 2, "context": 2}) for name in ("rows", "chunked")),
-        ("fused", {"data": 2}),
+        *((*mesh, heads) for mesh in MESHES for heads in ((N, M), (1, 1), (N, 1))),
+        *((name, {"data": 2, "tensor": 2}, (N, M)) for name in OURS),
     ],
     ids=str,
 )

@@ -154,8 +154,10 @@ def test_dropout_needs_a_key_and_depends_on_it(tiny_config, token_batch):
     assert not np.allclose(one, two) and not np.allclose(one, plain)
 
 
-def test_decoder_cache_equals_the_full_pass(tiny_config, token_batch):
-    config, batch = tiny_config("decoder"), token_batch("decoder")
+@pytest.mark.parametrize("unroll", [1, 2, 8])
+def test_decoder_cache_equals_the_full_pass(unroll, tiny_config, token_batch):
+    config = dataclasses.replace(tiny_config("decoder"), unroll=unroll)
+    batch = token_batch("decoder")
     model = nnx.merge(state.graph(config), state.init_params(config, 0))
     full = model(batch)
     tokens = batch["decoder_input_tokens"]
@@ -169,8 +171,12 @@ def test_decoder_cache_equals_the_full_pass(tiny_config, token_batch):
         np.testing.assert_allclose(logits, full[:, start : start + length], rtol=2e-5, atol=2e-5)
 
 
-def test_encoder_decoder_cache_equals_the_full_pass(tiny_config, token_batch):
-    config, batch = tiny_config("encoder_decoder"), token_batch("encoder_decoder")
+@pytest.mark.parametrize("unroll", [1, 2, 8])
+def test_encoder_decoder_cache_equals_the_full_pass(unroll, tiny_config, token_batch):
+    config, batch = (
+        dataclasses.replace(tiny_config("encoder_decoder"), unroll=unroll),
+        token_batch("encoder_decoder"),
+    )
     batch["encoder_segment_ids"][:, 20:] = 0  # padding that nothing may see
     model = nnx.merge(state.graph(config), state.init_params(config, 0))
     full = model(batch)
