@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from pretrain import positions
-from pretrain.data import reading
+from pretrain.data import groups, reading, seeds
 from pretrain.data import vocabulary as vocabularies
 from pretrain.data.hashing import mixed
 from pretrain.data.order import Mix, shuffled
@@ -145,6 +145,7 @@ class IndexedBatches(Iterator[Batch]):
         digests = [store.manifest.splits[store.split].digest for store in self._reader.stores]
         return {
             "the vocabulary": vocabulary,
+            **seeds.IDENTITY,
             "the stores": " ".join(digests),
             "their rates": " ".join(map(str, self._reader.mix.turns)),
         }
@@ -184,15 +185,12 @@ class IndexedBatches(Iterator[Batch]):
             tf.TensorSpec([len(self._rows), 2], tf.int64),
         )
         batches = tf.data.Dataset.from_generator(examples, output_signature=signature)
-        features = run.corpus().output_features
-        converter = run.objective.converter(pack=False)
+        objective, features = run.objective, run.corpus().output_features
 
-        @tf.autograph.experimental.do_not_convert
-        def rows(tokens: tf.Tensor, lengths: tf.Tensor, seeds: tf.Tensor) -> dict[str, tf.Tensor]:
+        def make(tokens: tf.Tensor, lengths: tf.Tensor, seeds: tf.Tensor) -> dict[str, tf.RaggedTensor]:
             chunks = tf.RaggedTensor.from_row_lengths(tokens, lengths, validate=False)
-            return converter.rows(
-                run.objective.ended_examples(chunks, seeds, run.lengths, features), run.lengths
-            )
+            return objective.ended_examples(chunks, seeds, run.lengths, features)
 
-        batches = batches.map(rows, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        return batches.prefetch(4).with_options(reading.options())
+        converter = objective.converter(pack=False)
+        rows = converter(groups.each(batches, make), task_feature_lengths=dict(run.lengths))
+        return rows.batch(len(self._rows), drop_remainder=True).prefetch(4).with_options(reading.options())

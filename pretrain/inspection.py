@@ -54,10 +54,10 @@ class FeatureStats:
 
 @dataclasses.dataclass(frozen=True)
 class Truncation:
-    """What SeqIO's trim to the row lengths took from examples.
+    """What SeqIO's trim to the row lengths took from examples; nothing of those that are made of chunks.
 
     Attributes:
-        examples: how many were compared with what they were before.
+        examples: how many there were.
         cut: how many lost tokens, by feature.
         lost: how many tokens that was, by feature.
     """
@@ -162,6 +162,9 @@ def feature_stats(found: Sequence[Row], lengths: Mapping[str, int]) -> dict[str,
 def truncation(run: RunConfig, split: str, *, training: bool, examples: int) -> Truncation:
     """Reads the first `examples` examples the objective makes twice, whole and trimmed, and compares them."""
     bound = run.objective.bind(run.corpus())
+    nothing = dict.fromkeys(bound.output_features, 0)
+    if run.objective.makes_chunks:  # which are not trimmed: what does not fit ends the run
+        return Truncation(examples, nothing, nothing)
 
     def read(trim: bool) -> tf.data.Dataset:
         return bound.get_dataset(
@@ -171,8 +174,7 @@ def truncation(run: RunConfig, split: str, *, training: bool, examples: int) -> 
             **_reading(run, bound, split, training),
         )
 
-    cut = dict.fromkeys(bound.output_features, 0)
-    lost = dict(cut)
+    cut, lost = dict(nothing), dict(nothing)
     compared = 0
     for whole, trimmed in tf.data.Dataset.zip((read(False), read(True))).take(examples).as_numpy_iterator():
         compared += 1

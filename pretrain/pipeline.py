@@ -17,7 +17,7 @@ import seqio
 import tensorflow as tf
 
 from pretrain import positions
-from pretrain.data import reading
+from pretrain.data import reading, seeds
 from pretrain.data import vocabulary as vocabularies
 from pretrain.errors import InputError
 from pretrain.indexed import IndexedBatches
@@ -87,7 +87,7 @@ def identity(run: RunConfig, split: str) -> dict[str, str]:
     files count, without their directories: a corpus may move.
     """
     corpus = run.corpus()
-    parts = {"the vocabulary": vocabularies.fingerprint(run.vocabulary())}
+    parts = {"the vocabulary": vocabularies.fingerprint(run.vocabulary()), **seeds.IDENTITY}
     for task in corpus.tasks if isinstance(corpus, seqio.Mixture) else [corpus]:
         if split in task.splits:
             parts[f"the {split} data of task {task.name!r}"] = identity_of_source(task.source, split)

@@ -10,6 +10,7 @@ import seqio
 from pretrain.bad_steps import BadSteps
 from pretrain.data import vocabulary as vocabularies
 from pretrain.errors import InputError
+from pretrain.models import backends
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.encoder_decoder import EncoderDecoderConfig
 from pretrain.objectives.base import Objective
@@ -157,7 +158,10 @@ class RunConfig:
         self.objective.check(self.lengths, vocabulary)
 
     def check_batch(self, mesh: jax.sharding.Mesh) -> None:
-        """Raises InputError if the batch and the lengths of its rows cannot be cut evenly over the mesh."""
+        """Raises InputError if the batch and the lengths of its rows cannot be cut evenly over the mesh, or
+        the model's attention is for other devices.
+        """
+        backends.check_platform(self.model.attention, mesh.devices.flat[0].platform)
         axis_sizes = mesh.shape
         check_rules(self.rules, axis_sizes)
         shares = self.rules.shares("batch", axis_sizes)

@@ -53,6 +53,7 @@ def test_identity_tells_tasks_and_vocabularies_apart(run, tiny_config):
     parts = pipeline.identity(run, "train")
     assert list(parts) == [
         "the vocabulary",
+        "the generator of noise",
         "the train data of task 'long'",
         "the train data of task 'short'",
     ]

@@ -12,20 +12,19 @@ Features of a row, all [length]; int32 but for the float32 weights:
     decoder_prefix_mask    1 where an input attends in both directions, else 0
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import ClassVar
 
 import seqio
 import tensorflow as tf
 
-from pretrain.data import packing
+from pretrain.data import groups, packing
+from pretrain.errors import InputError
 
 Rows = dict[str, tf.Tensor]
 Examples = Mapping[str, tf.RaggedTensor]
 Lengths = Mapping[str, int]
 Specs = Mapping[str, seqio.FeatureConverter.FeatureSpec]
-
-_GROUP = 64  # examples or rows that are converted in one call of tf.data, which costs as much as 50 of them
 
 _TOKENS = seqio.FeatureConverter.FeatureSpec(dtype=tf.int32)
 _WEIGHTS = seqio.FeatureConverter.FeatureSpec(dtype=tf.float32)
@@ -52,27 +51,22 @@ class _SegmentConverter(seqio.FeatureConverter):
         source = {"encoder": "inputs", "decoder": "targets"}
         return {name: task_feature_lengths[source[name.partition("_")[0]]] for name in self.MODEL_FEATURES}
 
-    def rows(self, examples: Examples, task_feature_lengths: Lengths) -> Rows:
-        """A row of each example; what a converter that does not pack does to a dataset, a group at a time.
-
-        Args:
-            examples: task features, int32 [n, (tokens)] each.
-            task_feature_lengths: row length of each.
-
-        Returns:
-            The features above, [n, length] each.
-        """
-        padded = packing.pad(self._joined(examples), self._row_lengths(task_feature_lengths))
-        return self._converted(padded)
-
     def _convert_features(self, ds: tf.data.Dataset, task_feature_lengths: Lengths) -> tf.data.Dataset:
-        groups = ds.map(lambda example: {name: example[name] for name in self._READ})
-        groups = groups.ragged_batch(_GROUP)
+        if missing := sorted(set(self._READ) - set(ds.element_spec)):
+            raise InputError(
+                f"{type(self).__name__} reads the feature {missing[0]!r}, which the examples have not: "
+                f"they have {', '.join(sorted(ds.element_spec))}."
+            )
+        lengths = self._row_lengths(task_feature_lengths)
+        size = groups.size(sum(lengths.values()))
+        examples = ds.map(lambda example: {name: example[name] for name in self._READ}).ragged_batch(size)
         if not self.pack:
-            return _each(groups, lambda examples: self.rows(_ragged(examples), task_feature_lengths))
-        examples = _each(groups, lambda examples: self._joined(_ragged(examples)))
-        rows = packing.pack(examples, self._row_lengths(task_feature_lengths), self._open_rows)
-        return _each(rows.batch(_GROUP), self._converted)
+            return groups.each(
+                examples, lambda group: self._converted(packing.pad(self._joined(_ragged(group)), lengths))
+            )
+        joined = groups.each(examples, lambda group: self._joined(_ragged(group)))
+        rows = packing.pack(joined, lengths, self._open_rows)
+        return groups.each(rows.batch(size), self._converted)
 
     def _joined(self, examples: Examples) -> Examples:
         """The features that share a row, of the task's; int32 [n, (tokens)] each."""
@@ -205,13 +199,6 @@ class PrefixDecoderConverter(DecoderConverter):
 
 def _shift_right(tokens: tf.Tensor) -> tf.Tensor:
     return tf.pad(tokens[:, :-1], [[0, 0], [1, 0]])
-
-
-def _each(groups: tf.data.Dataset, function: Callable[[Any], Mapping[str, Any]]) -> tf.data.Dataset:
-    """The examples or rows that `function` makes of each group, one by one."""
-    function = tf.autograph.experimental.do_not_convert(function)  # there is nothing to convert
-    made = groups.map(function, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return made.unbatch().map(lambda one: one)  # as tensors, never ragged, which costs nothing
 
 
 def _ragged(examples: Mapping[str, tf.Tensor | tf.RaggedTensor]) -> Examples:

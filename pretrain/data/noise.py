@@ -6,10 +6,10 @@ google-research/text-to-text-transfer-transformer, `t5/data/preprocessors.py` (v
 
 Example, one span of two noise tokens, vocabulary of 100:
 
-    tokens      =  4  5  6  7  8
-    noise_mask  =  F  F  T  T  F
-    inputs      =  4  5 99     8        noise_span_to_unique_sentinel
-    targets     = 99     6  7 98        nonnoise_span_to_unique_sentinel
+    tokens   4  5  6  7  8
+    spans    3 before noise, 2 of noise      random_spans
+    inputs   4  5  6 99                      spans_to_sentinels
+    targets  99  7  8
 """
 
 import tensorflow as tf
@@ -27,8 +27,8 @@ def span_lengths(
     """How many raw tokens fill `inputs_length` once corrupted, and how long their targets are.
 
     T5's `random_spans_helper`: both corrupted sequences count a sentinel a span and one EOS. It computes
-    in float64 and the mask in float32, so at noise density 0.15 they disagree about one noise token for
-    39 lengths up to 4096 (190, 350, 390, ...); `noise_counts` says what the mask will do.
+    in float64 and its mask in float32, so at noise density 0.15 they disagree about one noise token for
+    39 lengths up to 4096 (190, 350, 390, ...); `noise_counts` is the mask's.
 
     Returns:
         (tokens length, targets length).
@@ -56,7 +56,7 @@ def span_lengths(
 def noise_counts(
     length: tf.Tensor, noise_density: float, mean_span_length: float
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """How many noise tokens and noise spans `random_spans_noise_mask` draws.
+    """How many noise tokens and noise spans `random_spans` draws.
 
     Rounds half to even in float32, as T5's mask does. Of two tokens or more there is always a noise token,
     a non-noise token and a span, of fewer no noise; and never more spans than non-noise tokens, where T5

@@ -4,7 +4,7 @@ SeqIO's packing is next-fit: an example either fits the one open row or closes i
 open and each example goes to the fullest that has room (best fit), which fills more of every row. Lengths
 are those of the tensors, so an id 0 inside an example is a token like any other.
 
-Both functions return, for each feature, three int32 [row length]: `<feature>` padded with 0,
+Both functions give, for each feature, three int32 [row length] of a row: `<feature>` padded with 0,
 `<feature>_segment_ids` (1, 2, ... for the examples in the row, 0 on padding; an example has the same
 number in every feature) and `<feature>_positions` (from 0 in each segment; 0 on padding).
 """

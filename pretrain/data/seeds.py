@@ -19,6 +19,9 @@ import tensorflow as tf
 
 from pretrain.data.hashing import STEP, before_last_step
 
+# Part of what a run's data are: with another generator, a run that went on would not be exact.
+IDENTITY = {"the generator of noise": "SplitMix64"}
+
 
 @dataclasses.dataclass
 class _Stream:

@@ -140,7 +140,7 @@ def cudnn(
     if dropout and key is not None:
         raise InputError("attention='cudnn' has no dropout: set dropout to 0, or take 'chunked'.")
     if implementation == "cudnn":
-        _check_platform("cudnn", "gpu")
+        check_platform("cudnn", sharding.platform())
     mask_BQK, bias_NQK = mask_of(seen), bias_of(bias)
 
     def local(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, *bias: jax.Array):
@@ -164,7 +164,7 @@ def splash(
     """The Pallas kernel that comes with JAX, on TPUs: it skips the blocks that nobody sees."""
     _check_splash(query_BQNH.shape, key_BKMH.shape, seen, bias, dropout if key is not None else 0.0)
     if not interpret:
-        _check_platform("splash", "tpu")
+        check_platform("splash", sharding.platform())
     assert isinstance(seen, Mask)
     causal = seen.causal
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
@@ -204,7 +204,7 @@ def fused(
     """A kernel of our own for TPUs and short rows, with prefix and position bias: T5's case."""
     _check_fused(query_BQNH.shape, key_BKMH.shape[1], seen, dropout if key is not None else 0.0)
     if not interpret:
-        _check_platform("fused", "tpu")
+        check_platform("fused", sharding.platform())
     assert isinstance(seen, Mask)
     has_prefix, bias_NQK = seen.prefix is not None, bias_of(bias)
 
@@ -247,12 +247,6 @@ def _check_fused(query_shape: tuple[int, ...], K: int, seen: Seen, dropout: floa
     _refuse("fused", reason)
 
 
-def _check_platform(backend: str, only: str) -> None:
-    """Raises InputError where the kernel cannot run."""
-    found = sharding.platform()
-    _refuse(backend, {f"no devices but {only.upper()}s, and these are {found.upper()}s": found != only})
-
-
 def _refuse(backend: str, reasons: Mapping[str, Any]) -> None:
     """Raises InputError for the first reason that holds."""
     for name, wrong in reasons.items():
@@ -289,6 +283,13 @@ WRITE_OUT_MASK, WRITE_OUT_BIAS = ("plain",), ("plain", "rows", "fused")
 
 def named(name: str, chunk: int) -> Backend:
     return functools.partial(chunked, size=chunk) if name == "chunked" else BACKENDS[name]
+
+
+def check_platform(name: str, platform: str) -> None:
+    """Raises InputError where the backend is a kernel for other devices than these ("cpu", "gpu", "tpu")."""
+    only = {"cudnn": "gpu", "splash": "tpu", "fused": "tpu"}.get(name, platform)
+    words = f"no devices but {only.upper()}s, and these are {platform.upper()}s"
+    _refuse(name, {words: only != platform})
 
 
 def check(config: Any) -> None:

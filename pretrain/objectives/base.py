@@ -4,9 +4,9 @@ A corpus is a SeqIO task that ends where the corpus ends: its examples have "tar
 tokens without EOS. An objective cuts them into chunks, makes an example of each chunk, and puts EOS where
 the feature says so:
 
-    corpus (seqio.Task)  --objective.bind-->  BoundTask: cut, make, append EOS      (per example)
-                         --objective.converter-->  rows: pad or pack, shift, mask    (per row)
-                         --objective.loss-->  (sum of losses, sum of weights, ...)   (per batch)
+    corpus (seqio.Task)  --objective.bind-->  BoundTask: cut, make, append EOS       (examples)
+                         --objective.converter-->  pad or pack, shift, mask          (rows)
+                         --objective.loss-->  (sum of losses, sum of weights, ...)   (a batch)
 """
 
 import abc
@@ -19,15 +19,13 @@ from typing import Any, ClassVar, Literal
 import seqio
 import tensorflow as tf
 
-from pretrain.data import seeds
+from pretrain.data import groups, seeds
 from pretrain.data import vocabulary as vocabularies
 from pretrain.data.chunks import cut_documents
 from pretrain.errors import InputError
 
 Family = Literal["encoder_decoder", "decoder"]
 Preprocessor = Callable[..., tf.data.Dataset]
-
-_GROUP = 64  # chunks that are made into examples in one call of tf.data
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,8 +105,6 @@ class Objective(abc.ABC):
     ) -> dict[str, tf.RaggedTensor]:
         """The features of many examples: `example` of each, unless an objective has a faster way to say it.
 
-        A call of tf.data costs as much as the noise of hundreds of tokens, so it makes many examples.
-
         Args:
             chunks: int32 [n, (tokens)].
             seeds: int64 [n, 2], for `data.seeds.uniform`.
@@ -117,17 +113,15 @@ class Objective(abc.ABC):
         Returns:
             int32 [n, (tokens)] each, without EOS; an example depends on its own chunk and seed alone.
         """
-        features = self.output_features({"targets": seqio.Feature(vocabulary)})
 
         @tf.function  # so that an `if` in `example` may ask a tensor
         def make(one: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
             return self.example(*one, lengths, vocabulary)
 
-        return tf.map_fn(
-            make,
-            (chunks, seeds),
-            fn_output_signature={name: tf.RaggedTensorSpec([None], tf.int32) for name in features},
-        )
+        specs = tf.TensorSpec([None], tf.int32), tf.TensorSpec([2], tf.int64)
+        names = make.get_concrete_function(specs).structured_outputs
+        signature = {name: tf.RaggedTensorSpec([None], tf.int32) for name in names}
+        return tf.map_fn(make, (chunks, seeds), fn_output_signature=signature)
 
     def ended_examples(
         self,
@@ -138,9 +132,14 @@ class Objective(abc.ABC):
     ) -> dict[str, tf.RaggedTensor]:
         """`examples` with EOS where it belongs."""
         examples = self.examples(chunks, seeds, lengths, corpus_features["targets"].vocabulary)
+        features = self.output_features(corpus_features)
+        if set(examples) != set(features) or not all(map(_is_ragged, examples.values())):
+            raise InputError(
+                f"{type(self).__name__} makes {', '.join(sorted(examples))} of a chunk; it must make its "
+                f"output_features, {', '.join(sorted(features))}, and of many chunks ragged tensors."
+            )
         if self.ends_documents:
             return examples
-        features = self.output_features(corpus_features)
         return {name: _ended(tokens, features[name]) for name, tokens in examples.items()}
 
     @property
@@ -160,18 +159,17 @@ class Objective(abc.ABC):
     def _make(self, chunks: tf.data.Dataset, sequence_length, output_features) -> tf.data.Dataset:
         seeds_of = seeds.of_positions()
 
-        @tf.autograph.experimental.do_not_convert  # which would take longer than the rest of the graph
+        size = groups.size(self.chunk_length(sequence_length))
+
         def make(number: tf.Tensor, group: Mapping[str, tf.RaggedTensor]) -> dict[str, tf.RaggedTensor]:
             chunks = group["targets"]
-            own = seeds_of(number * _GROUP + tf.range(chunks.nrows()))
+            own = seeds_of(number * size + tf.range(chunks.nrows()))
             if self.shortest_chunk > 1:
                 long_enough = chunks.row_lengths() >= self.shortest_chunk
                 chunks, own = tf.ragged.boolean_mask(chunks, long_enough), tf.boolean_mask(own, long_enough)
             return self.ended_examples(chunks, own, sequence_length, output_features)
 
-        groups = chunks.ragged_batch(_GROUP).enumerate()
-        examples = groups.map(make, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).unbatch()
-        return examples.map(lambda example: example)  # as tensors, which costs nothing
+        return groups.each(chunks.ragged_batch(size).enumerate(), make)
 
     @abc.abstractmethod
     def output_features(self, corpus_features: Mapping[str, seqio.Feature]) -> dict[str, seqio.Feature]:
@@ -243,6 +241,10 @@ class Objective(abc.ABC):
                 "look a name up with seqio.get_mixture_or_task."
             )
         return BoundTask(task, self, shuffle_buffer)
+
+
+def _is_ragged(tokens: Any) -> bool:
+    return isinstance(tokens, tf.RaggedTensor)
 
 
 def _ended(tokens: tf.RaggedTensor, feature: seqio.Feature) -> tf.RaggedTensor:

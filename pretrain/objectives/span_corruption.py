@@ -73,7 +73,7 @@ class SpanCorruption(Objective):
         >>> SpanCorruption().tokens_length(512)
         568
         """
-        # T5's own number, but where that rounds differently from the mask and runs over the inputs by one.
+        # T5's own number, but where that rounds otherwise than `noise_counts`, one more than the inputs hold.
         tokens, _ = noise.span_lengths(inputs_length, self.noise_density, self.mean_span_length)
         while self.corrupted_lengths(tokens)[0] > inputs_length:
             tokens -= 1

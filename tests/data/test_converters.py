@@ -6,6 +6,7 @@ import seqio
 import tensorflow as tf
 
 from pretrain.data.converters import DecoderConverter, EncoderDecoderConverter, PrefixDecoderConverter
+from pretrain.errors import InputError
 
 
 def _dataset(*examples: dict[str, list[int]]) -> tf.data.Dataset:
@@ -149,3 +150,18 @@ def test_feature_lengths_are_those_of_the_rows(pack):
         assert {name: spec.shape.as_list() for name, spec in rows.element_spec.items()} == {
             name: [length] for name, length in declared.items()
         }
+
+
+def test_a_feature_that_the_examples_have_not_is_named():
+    with pytest.raises(
+        InputError, match="PrefixDecoderConverter reads the feature 'inputs', .* they have targets"
+    ):
+        PrefixDecoderConverter(pack=False)(_dataset({"targets": [4, 1]}), {"targets": 4})
+
+
+def test_other_features_are_left_alone():
+    """Strings, numbers, and features of one length in every example."""
+    example = {"targets": [4, 1], "text": "ab", "number": 3.0, "pair": [1, 2]}
+    dataset = tf.data.Dataset.from_tensors(example).repeat(3)
+    rows = list(DecoderConverter(pack=True)(dataset, {"targets": 8}).as_numpy_iterator())
+    assert [row["decoder_target_tokens"].tolist() for row in rows] == [[4, 1, 4, 1, 4, 1, 0, 0]]

@@ -1,5 +1,7 @@
 """Span corruption against T5's own code, token for token."""
 
+import itertools
+
 import numpy as np
 import pytest
 import seqio
@@ -60,11 +62,13 @@ def _t5s_order(lengths, density, mean, seeds):
     return bits
 
 
-@pytest.mark.parametrize("density", [0.05, 0.15, 0.3, 0.5])
-@pytest.mark.parametrize("mean", [1.0, 3.0, 10.0])
+CASES = [*itertools.product([0.05, 0.15, 0.3, 0.5], [1.0, 3.0, 10.0]), (0.9, 10.0)]
+
+
+@pytest.mark.parametrize(("density", "mean"), CASES)
 def test_corruption_is_t5s_token_for_token(density, mean, monkeypatch):
     """Sequences of many lengths at once, cut where T5 cuts each of them alone."""
-    lengths = [*LENGTHS, *_disagreeing_lengths(0.15)[:12]]
+    lengths = [*LENGTHS, *_disagreeing_lengths(0.15)[: 39 if (density, mean) == (0.15, 3.0) else 3]]
     if (density, mean) == (0.5, 1.0):
         lengths.remove(1137)  # where T5 crashes, as below
     tokens, seeds = _sequences(lengths), np.random.RandomState(0).randint(0, 2**40, (len(lengths), 2, 2))

@@ -12,10 +12,12 @@ import tensorflow as tf
 
 import pretrain.data
 import pretrain.objectives
+from pretrain.data import groups
 from pretrain.errors import InputError
 from pretrain.objectives import CausalLM, PrefixLM, SpanCorruption
 from pretrain.objectives.base import Objective
 
+LENGTHS = {"inputs": 64, "targets": 32}
 OBJECTIVES = [
     (SpanCorruption(), {"inputs": 64, "targets": 32}),
     (SpanCorruption(join_documents=False), {"inputs": 64, "targets": 32}),
@@ -87,6 +89,41 @@ def test_examples_are_made_one_by_one_where_an_objective_says_so(corpus, documen
         np.testing.assert_array_equal(example["targets"], [*tokens[: len(tokens) // 2], 1])
         np.testing.assert_array_equal(np.sort(example["inputs"][:-1]), np.sort(tokens))
         assert example["inputs"][:-1].tolist() != tokens.tolist()
+
+
+@parametrize
+@pytest.mark.parametrize("pack", [True, False])
+def test_examples_do_not_know_how_many_are_made_together(objective, lengths, pack, corpus, monkeypatch):
+    def read(size):
+        monkeypatch.setattr(groups, "size", lambda tokens: size)
+        examples = objective.bind(corpus()).get_dataset(lengths, "train", shuffle=False, seed=0, num_epochs=2)
+        rows = objective.converter(pack)(examples, lengths)
+        return list(examples.as_numpy_iterator()), list(rows.as_numpy_iterator())
+
+    for one, other in zip(read(3), read(1000), strict=True):
+        _assert_same(one, other)
+
+
+def test_no_two_chunks_share_their_noise(corpus, read):
+    """Of 300 equal chunks, more than a group, each is hidden in places of its own."""
+    objective, lengths = SpanCorruption(), {"inputs": 512, "targets": 114}
+    documents = [np.full(300 * objective.tokens_length(512), 40)]
+    examples = read(objective.bind(corpus(documents=documents)), lengths)
+    assert len({example["inputs"].tobytes() for example in examples}) == len(examples) == 300
+
+
+@pytest.mark.parametrize(
+    "made", [lambda chunks: {"inputs": chunks}, lambda chunks: dict.fromkeys(LENGTHS, chunks.to_tensor())]
+)
+def test_what_an_objective_makes_must_be_what_it_says(made, corpus):
+    class Wrong(SpanCorruption):
+        def examples(self, chunks, seeds, lengths, vocabulary):
+            return made(chunks)
+
+    with pytest.raises(
+        InputError, match="Wrong makes inputs.* must make its output_features, inputs, targets"
+    ):
+        Wrong().bind(corpus()).get_dataset(LENGTHS, "train")
 
 
 @parametrize
