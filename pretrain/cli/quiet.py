@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,8 @@ def quiet_logs() -> None:
         tfds.disable_progress_bar()
     absl.logging.set_verbosity(absl.logging.ERROR)
     sys.unraisablehook = _without_late_arrays
+    # What Orbax had not begun of a save that failed.
+    warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(_is_not_orbax)
     _without_a_tpu()

@@ -13,7 +13,7 @@ Features of a row, all [length]; int32 but for the float32 weights:
 """
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import seqio
 import tensorflow as tf
@@ -60,12 +60,13 @@ class _SegmentConverter(seqio.FeatureConverter):
         lengths = self._row_lengths(task_feature_lengths)
         size = groups.size(sum(lengths.values()))
         examples = ds.map(lambda example: {name: example[name] for name in self._READ}).ragged_batch(size)
+
+        def joined(group: Mapping[str, Any]) -> Examples:
+            return self._joined(groups.ragged(group))
+
         if not self.pack:
-            return groups.each(
-                examples, lambda group: self._converted(packing.pad(self._joined(_ragged(group)), lengths))
-            )
-        joined = groups.each(examples, lambda group: self._joined(_ragged(group)))
-        rows = packing.pack(joined, lengths, self._open_rows)
+            return groups.each(examples, lambda group: self._converted(packing.pad(joined(group), lengths)))
+        rows = packing.pack(groups.each(examples, joined), lengths, self._open_rows)
         return groups.each(rows.batch(size), self._converted)
 
     def _joined(self, examples: Examples) -> Examples:
@@ -199,11 +200,3 @@ class PrefixDecoderConverter(DecoderConverter):
 
 def _shift_right(tokens: tf.Tensor) -> tf.Tensor:
     return tf.pad(tokens[:, :-1], [[0, 0], [1, 0]])
-
-
-def _ragged(examples: Mapping[str, tf.Tensor | tf.RaggedTensor]) -> Examples:
-    """Features whose length is the same in every example are batched as tensors."""
-    return {
-        name: tokens if isinstance(tokens, tf.RaggedTensor) else tf.RaggedTensor.from_tensor(tokens)
-        for name, tokens in examples.items()
-    }

@@ -33,3 +33,11 @@ def each(groups: tf.data.Dataset, function: Callable[..., Mapping[str, Any]]) ->
     function = tf.autograph.experimental.do_not_convert(function)
     made = groups.map(function, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).unbatch()
     return made.map(lambda example: example)  # as tensors, never ragged, which costs nothing
+
+
+def ragged(group: Mapping[str, tf.Tensor | tf.RaggedTensor]) -> dict[str, tf.RaggedTensor]:
+    """The features of `ragged_batch`, which makes tensors of those that have one length in every example."""
+    return {
+        name: tokens if isinstance(tokens, tf.RaggedTensor) else tf.RaggedTensor.from_tensor(tokens)
+        for name, tokens in group.items()
+    }

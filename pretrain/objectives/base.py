@@ -161,8 +161,8 @@ class Objective(abc.ABC):
 
         size = groups.size(self.chunk_length(sequence_length))
 
-        def make(number: tf.Tensor, group: Mapping[str, tf.RaggedTensor]) -> dict[str, tf.RaggedTensor]:
-            chunks = group["targets"]
+        def make(number: tf.Tensor, group: Mapping[str, Any]) -> dict[str, tf.RaggedTensor]:
+            chunks = groups.ragged(group)["targets"]
             own = seeds_of(number * size + tf.range(chunks.nrows()))
             if self.shortest_chunk > 1:
                 long_enough = chunks.row_lengths() >= self.shortest_chunk

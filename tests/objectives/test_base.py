@@ -104,6 +104,19 @@ def test_examples_do_not_know_how_many_are_made_together(objective, lengths, pac
         _assert_same(one, other)
 
 
+@parametrize
+def test_documents_of_one_length_are_documents_like_any(objective, lengths, corpus, read):
+    """TensorFlow then knows the length, and batches tensors that are not ragged."""
+    documents = np.random.RandomState(0).randint(3, 259, (9, 200)).astype(np.int32)
+
+    def source(split, shuffle_files, seed=None):
+        return tf.data.Dataset.from_tensor_slices({"targets": documents})
+
+    known = corpus().replace(source=seqio.FunctionDataSource(source, splits=["train"]))
+    expected = read(objective.bind(corpus(documents=list(documents))), lengths)
+    _assert_same(read(objective.bind(known), lengths), expected)
+
+
 def test_no_two_chunks_share_their_noise(corpus, read):
     """Of 300 equal chunks, more than a group, each is hidden in places of its own."""
     objective, lengths = SpanCorruption(), {"inputs": 512, "targets": 114}
