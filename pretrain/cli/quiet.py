@@ -71,7 +71,7 @@ def quiet_logs() -> None:
     absl.logging.set_verbosity(absl.logging.ERROR)
     sys.unraisablehook = _without_late_arrays
     # What Orbax had not begun of a save that failed.
-    warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)
+    warnings.filterwarnings("ignore", "coroutine 'async_serialize.*' was never awaited", RuntimeWarning)
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(_is_not_orbax)
     _without_a_tpu()

@@ -1,8 +1,8 @@
 """Many examples in one call of tf.data.
 
 A call of a function costs some 40 microseconds, whatever it does: as much as the noise of hundreds of tokens,
-and fifty times what it costs to batch an example and take the batch apart. Examples come out as they would
-one by one, in the same order, for any size of a group.
+and twenty times or more what it costs to batch an example and take the batch apart. Examples come out as
+they would one by one, in the same order, for any size of a group.
 """
 
 from collections.abc import Callable, Mapping

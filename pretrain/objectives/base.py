@@ -158,7 +158,6 @@ class Objective(abc.ABC):
 
     def _make(self, chunks: tf.data.Dataset, sequence_length, output_features) -> tf.data.Dataset:
         seeds_of = seeds.of_positions()
-
         size = groups.size(self.chunk_length(sequence_length))
 
         def make(number: tf.Tensor, group: Mapping[str, Any]) -> dict[str, tf.RaggedTensor]:
