@@ -71,3 +71,15 @@ def test_our_side_answers_as_often_as_it_is_asked(family):
         {"encoder_decoder": 4.03e11, "decoder": 8.375e11}[family], rel=1e-3
     )
     assert [len(answer["seconds"]) for answer in answers] == [1, 2]
+
+
+@pytest.mark.slow
+def test_the_data_pipelines_are_timed_side_by_side(tmp_path):
+    script, found = ROOT / "scripts" / "benchmark_data.py", tmp_path / "found.json"
+    subprocess.run(
+        [sys.executable, script, "--rounds", "1", "--batches", "1", "--json", found], check=True, timeout=600
+    )
+    figures = json.loads(found.read_text())
+    assert list(figures) == ["pretrain", "seqio + t5", "seqio + t5, untuned as ours"]
+    assert figures["pretrain"]["ratios"] == [1.0]
+    assert all(each["tokens_per_second"] > 0 and len(each["ratios"]) == 1 for each in figures.values())
