@@ -133,7 +133,7 @@ class Optimizer:
     schedule: Schedule
     clip_norm: float | None = 1.0
     weight_decay: float = 0.0
-    no_decay: tuple[str, ...] = ("norm", "relative_bias")
+    no_decay: tuple[str, ...] = ("norm", "bias")
 
     def __post_init__(self):
         if self.clip_norm is not None and self.clip_norm <= 0:

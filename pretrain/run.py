@@ -11,8 +11,7 @@ from pretrain.bad_steps import BadSteps
 from pretrain.data import vocabulary as vocabularies
 from pretrain.errors import InputError
 from pretrain.models import backends
-from pretrain.models.decoder import DecoderConfig
-from pretrain.models.encoder_decoder import EncoderDecoderConfig
+from pretrain.models.config import ModelConfig
 from pretrain.objectives.base import Objective
 from pretrain.optim import Optimizer
 from pretrain.parallel.mesh import MeshConfig, described
@@ -45,7 +44,7 @@ class RunConfig:
 
     task: str | seqio.Task | seqio.Mixture
     objective: Objective
-    model: EncoderDecoderConfig | DecoderConfig
+    model: ModelConfig
     optimizer: Optimizer
     lengths: Mapping[str, int]
     steps: int
@@ -88,7 +87,7 @@ class RunConfig:
         for name, kinds in (
             ("task", (str, seqio.Task, seqio.Mixture)),
             ("objective", (Objective,)),
-            ("model", (EncoderDecoderConfig, DecoderConfig)),
+            ("model", (ModelConfig,)),
             ("optimizer", (Optimizer,)),
             ("lengths", (Mapping,)),
             ("mesh", (MeshConfig,)),

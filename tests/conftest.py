@@ -27,16 +27,25 @@ def pytest_make_parametrize_id(config, val, argname):
 
 
 VOCAB, BATCH, INPUTS, TARGETS = 64, 8, 24, 16
+BERT = {
+    "norm": "layer", "norm_first": False, "gated": False, "biases": True, "positions": "learned",
+    "max_positions": INPUTS, "activation": "exact_gelu",
+}  # fmt: skip
 
 
 def _tiny_config(family: str, **changes):
     """A model of a few thousand parameters; heads, mlp and vocabulary divide by 4."""
     from pretrain.models.decoder import DecoderConfig
+    from pretrain.models.encoder import EncoderConfig
     from pretrain.models.encoder_decoder import EncoderDecoderConfig
 
     sizes = {"vocab_size": VOCAB, "embed_dim": 32, "num_heads": 4, "head_dim": 8, "mlp_dim": 64}
     if family == "decoder":
         return DecoderConfig(**{**sizes, "num_layers": 2, "num_kv_heads": 2, **changes})
+    if family == "encoder":
+        return EncoderConfig(**{**sizes, "num_layers": 2, **changes})
+    if family == "bert":
+        return EncoderConfig(**{**sizes, **BERT, "num_layers": 2, **changes})
     return EncoderDecoderConfig(**{**sizes, "encoder_layers": 2, "decoder_layers": 3, **changes})
 
 
@@ -55,6 +64,11 @@ def _rows(rng: np.random.RandomState, name: str, length: int, segments: list[int
 def _token_batch(family: str, seed: int = 0, packed: bool = False) -> dict[str, np.ndarray]:
     """Random tokens with every feature of the family; packed rows hold two segments and some padding."""
     rng = np.random.RandomState(seed)
+    if family in ("encoder", "bert"):
+        batch = _rows(rng, "encoder", INPUTS, [10, 11] if packed else [INPUTS])
+        batch["encoder_target_tokens"] = rng.randint(3, VOCAB, (BATCH, INPUTS)).astype(np.int32)
+        chosen = (batch["encoder_segment_ids"] > 0) & (rng.rand(BATCH, INPUTS) < 0.4)
+        return batch | {"encoder_loss_weights": chosen.astype(np.float32)}
     batch = _rows(rng, "decoder", TARGETS, [7, 6] if packed else [TARGETS])
     batch["decoder_target_tokens"] = rng.randint(3, VOCAB, (BATCH, TARGETS)).astype(np.int32)
     batch["decoder_loss_weights"] = (batch["decoder_segment_ids"] > 0).astype(np.float32)

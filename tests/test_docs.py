@@ -194,6 +194,7 @@ def tables(marker: str) -> list:
 
 
 FIELDS = tables(r"fields: ([\w.]+)")
+OWN_FIELDS = tables(r"own fields: ([\w.]+)")
 
 
 def test_run_config_has_a_table():
@@ -206,6 +207,17 @@ def test_table_has_every_field_and_its_default(name, table):
     parameters = inspect.signature(pkgutil.resolve_name(name)).parameters
     fields = getattr(pkgutil.resolve_name(name), "__dataclass_fields__", {})
     assert said == {each: shown(found.default, fields.get(each)) for each, found in parameters.items()}
+
+
+@pytest.mark.parametrize(("name", "table"), OWN_FIELDS, ids=[name for name, _ in OWN_FIELDS])
+def test_table_has_every_field_that_is_not_of_every_model(name, table):
+    from pretrain.models.config import ModelConfig
+
+    said = {cells[0].strip("`"): cells[1].strip("`") for cells in rows(table)}
+    shared = inspect.signature(ModelConfig).parameters
+    found = inspect.signature(pkgutil.resolve_name(name)).parameters
+    own = {each for each in found if each not in shared or shared[each].default != found[each].default}
+    assert said == {each: shown(found[each].default, None) for each in own}
 
 
 def shown(default: Any, field: dataclasses.Field | None) -> str:
@@ -245,7 +257,9 @@ def test_model_sizes_are_those_of_the_code(tmp_path):
     files = {path.stem for path in (ROOT / "gin_configs/models").glob("*.gin")}
     assert said.keys() == files
     for name, cells in said.items():
-        run_file = "quickstart" if name.startswith("t5") else "quickstart_causal_lm"
+        run_file = {"t5": "quickstart", "decoder": "quickstart_causal_lm"}.get(
+            name.partition("_")[0], "bert_tiny"
+        )
         path = tmp_path / f"{name}.gin"
         path.write_text(
             "from __gin__ import dynamic_registration\n"
@@ -258,10 +272,11 @@ def test_model_sizes_are_those_of_the_code(tmp_path):
 
 def model_cells(model) -> list[str]:
     """The cells of a model's row, but for the parameters."""
-    if model.family == "decoder":
-        layers, kv_heads = str(model.num_layers), model.num_kv_heads
+    if model.family == "encoder_decoder":
+        layers = f"{model.encoder_layers} + {model.decoder_layers}"
     else:
-        layers, kv_heads = f"{model.encoder_layers} + {model.decoder_layers}", model.num_heads
+        layers = str(model.num_layers)
+    kv_heads = getattr(model, "num_kv_heads", model.num_heads)
     heads = str(model.num_heads) + (f", {kv_heads}" if kv_heads != model.num_heads else "")
     sizes = (model.vocab_size, model.embed_dim, layers, heads, model.head_dim, model.mlp_dim)
     return [*map(str, sizes), model.dtype, model.remat]

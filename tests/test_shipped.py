@@ -12,12 +12,22 @@ from pretrain.parallel import sharding
 from pretrain.parallel.topologies import Topology
 from pretrain.training import state, step
 
-FAMILIES = {"t5": "runs/c4_t5_1_1_base.gin", "decoder": "runs/c4_causal_lm_1b.gin"}
+FAMILIES = {
+    "t5": "runs/c4_t5_1_1_base.gin", "decoder": "runs/c4_causal_lm_1b.gin",
+    "bert": "runs/bert.gin", "encoder": "runs/bert_tiny.gin",
+}  # fmt: skip
 PARAMETERS = {  # of the public checkpoints of T5 1.1
     "t5_1_1_small": 76_961_152, "t5_1_1_base": 247_577_856, "t5_1_1_large": 783_150_080,
     "t5_1_1_xl": 2_849_757_184, "t5_1_1_xxl": 11_135_332_352,
 }  # fmt: skip
-NOMINAL = {"decoder_125m": 125e6, "decoder_350m": 350e6, "decoder_1b": 1e9, "decoder_8b": 8e9}
+NOMINAL = {
+    "bert_base": 110e6,
+    "bert_large": 335e6,
+    "decoder_125m": 125e6,
+    "decoder_350m": 350e6,
+    "decoder_1b": 1e9,
+    "decoder_8b": 8e9,
+}
 
 
 def shipped(directory: str) -> list[str]:
@@ -26,8 +36,9 @@ def shipped(directory: str) -> list[str]:
 
 def load(run_file: str, *over: str):
     bindings = [f"include '{directory}.gin'" for directory in over]
-    if Path(run_file).name.startswith("c4"):
-        bindings.append("c4.task.vocabulary = None")  # bytes: the model's ids are more, and that is enough
+    text = config.find(run_file).read_text()
+    corpora = [each for each in ("c4", "wikipedia") if f"{each}.task.vocabulary" in text]
+    bindings += [f"{each}.task.vocabulary = None" for each in corpora]  # bytes: fewer ids than the model has
     if Path(run_file).name.startswith("text_files"):
         bindings.append("FILES = 'corpus.txt'")
     return config.load(run_file, bindings)

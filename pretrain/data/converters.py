@@ -8,7 +8,7 @@ Features of a row, all [length]; int32 but for the float32 weights:
     *_tokens               padded with 0; the decoder's input is its target, shifted right in each segment
     *_segment_ids          1, 2, ... for the examples in the row; 0 on padding
     *_positions            from 0 in each segment; 0 on padding
-    decoder_loss_weights   1 where a target counts, else 0
+    *_loss_weights         1 where a target counts, else 0
     decoder_prefix_mask    1 where an input attends in both directions, else 0
 """
 
@@ -80,6 +80,44 @@ class _SegmentConverter(seqio.FeatureConverter):
     def _converted(self, rows: Rows) -> Rows:
         """What the model reads of rows from `packing`, [n, length] each."""
         raise NotImplementedError
+
+
+class EncoderConverter(_SegmentConverter):
+    """For an encoder alone: it predicts, of each input, the target in its place; those that are chosen count.
+
+    >>> example = {"inputs": [[7, 99, 5]], "targets": [[7, 4, 5]], "chosen": [[0, 1, 0]]}
+    >>> dataset = tf.data.Dataset.from_tensor_slices(example)
+    >>> for row in EncoderConverter(pack=False)(dataset, {"inputs": 4}).as_numpy_iterator():
+    ...     for name in sorted(row):
+    ...         print(f"{name:21}", row[name])
+    encoder_input_tokens  [ 7 99  5  0]
+    encoder_loss_weights  [0. 1. 0. 0.]
+    encoder_positions     [0 1 2 0]
+    encoder_segment_ids   [1 1 1 0]
+    encoder_target_tokens [7 4 5 0]
+    """
+
+    _READ: ClassVar[tuple[str, ...]] = ("inputs", "targets", "chosen")
+    TASK_FEATURES: ClassVar[Specs] = {"inputs": _TOKENS}
+    MODEL_FEATURES: ClassVar[Specs] = {
+        "encoder_input_tokens": _TOKENS,
+        "encoder_target_tokens": _TOKENS,
+        "encoder_loss_weights": _WEIGHTS,
+        "encoder_segment_ids": _TOKENS,
+        "encoder_positions": _TOKENS,
+    }
+
+    def _row_lengths(self, task_feature_lengths: Lengths) -> Lengths:
+        return dict.fromkeys(self._READ, task_feature_lengths["inputs"])
+
+    def _converted(self, rows: Rows) -> Rows:
+        return {
+            "encoder_input_tokens": rows["inputs"],
+            "encoder_target_tokens": rows["targets"],
+            "encoder_loss_weights": tf.cast(rows["chosen"], tf.float32),
+            "encoder_segment_ids": rows["inputs_segment_ids"],
+            "encoder_positions": rows["inputs_positions"],
+        }
 
 
 class DecoderConverter(_SegmentConverter):

@@ -1,8 +1,19 @@
 """From the rows a model reads back to the examples that were packed into them."""
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
+
+
+def side(batch: Mapping[str, Any]) -> str:
+    """The stack that predicts: "decoder", or "encoder" where there is no decoder."""
+    return "decoder" if "decoder_target_tokens" in batch else "encoder"
+
+
+def scored(batch: Mapping[str, Any]) -> tuple[Any, Any]:
+    """What is predicted, and what each prediction counts: [batch, length] target tokens and loss weights."""
+    return batch[f"{side(batch)}_target_tokens"], batch[f"{side(batch)}_loss_weights"]
 
 
 def examples(batch: Mapping[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
@@ -16,12 +27,13 @@ def examples(batch: Mapping[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]
     >>> [example["targets"].tolist() for example in examples(batch)]
     [[5, 1], [6, 1]]
     """
-    for row, segments in enumerate(batch["decoder_segment_ids"]):
+    targets, weights = scored(batch)
+    for row, segments in enumerate(batch[f"{side(batch)}_segment_ids"]):
         for segment in range(1, segments.max(initial=0) + 1):
             own = segments == segment
             example = {
-                "targets": batch["decoder_target_tokens"][row][own],
-                "weights": batch["decoder_loss_weights"][row][own],
+                "targets": targets[row][own],
+                "weights": weights[row][own],
             }
             if "encoder_segment_ids" in batch:
                 example["inputs"] = batch["encoder_input_tokens"][row][

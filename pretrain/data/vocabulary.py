@@ -50,6 +50,54 @@ def token_bytes(vocabulary: seqio.Vocabulary) -> np.ndarray:
     return table
 
 
+def begins_word(vocabulary: seqio.Vocabulary) -> np.ndarray:
+    """Which ids begin a word, bool [vocab_size]: a space and what it stands before, and ids that are no text.
+
+    A word holds the space before it, as SentencePiece's pieces do; other ids go on with the word before.
+
+    >>> begins_word(seqio.ByteVocabulary())[[1, 3 + ord(" "), 3 + ord("a")]].tolist()
+    [True, True, False]
+    """
+    text = text_of_ids(vocabulary)
+    return np.array([spelled is None or spelled[:1].isspace() for spelled in text])
+
+
+def ends_sentence(vocabulary: seqio.Vocabulary) -> np.ndarray:
+    """Which ids end a sentence, bool [vocab_size]: full stop, question and exclamation mark, newline.
+
+    >>> ends_sentence(seqio.ByteVocabulary())[[3 + ord("."), 3 + ord("a")]].tolist()
+    [True, False]
+    """
+    marks = (b".", b"?", b"!", b"\n")
+    return np.array([spelled is not None and spelled.endswith(marks) for spelled in text_of_ids(vocabulary)])
+
+
+def text_of_ids(vocabulary: seqio.Vocabulary) -> tuple[bytes | None, ...]:
+    """The text of each id; None for sentinels and special ids."""
+    return tuple(
+        text_bytes([token], vocabulary) if _kind(token, vocabulary) == "text" else None
+        for token in range(vocabulary.vocab_size)
+    )
+
+
+def text_ids(vocabulary: seqio.Vocabulary) -> np.ndarray:
+    """The ids that stand for text, int32, in order.
+
+    >>> text_ids(seqio.ByteVocabulary(extra_ids=100))[[0, -1]].tolist()
+    [3, 258]
+    """
+    return np.array([i for i, text in enumerate(text_of_ids(vocabulary)) if text is not None], np.int32)
+
+
+def mask_id(vocabulary: seqio.Vocabulary, wanted: int | None = None) -> int:
+    """The id that hides a token: `wanted`, or else the first sentinel. Raises InputError."""
+    if wanted is not None and not 0 <= wanted < vocabulary.vocab_size:
+        raise InputError(f"mask_id={wanted} is not in the vocabulary, which has {vocabulary.vocab_size} ids.")
+    if wanted is None and not num_sentinels(vocabulary):
+        raise InputError("The vocabulary has no sentinel to hide tokens with: give it extra_ids, or mask_id.")
+    return vocabulary.vocab_size - 1 if wanted is None else wanted
+
+
 def fingerprint(vocabulary: seqio.Vocabulary) -> str:
     """64 bits that tell vocabularies apart: of a SentencePiece model, else of what each id spells.
 

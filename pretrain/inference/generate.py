@@ -64,6 +64,11 @@ def generate_tokens(
     max_tokens: int | None = None, sampling: Sampling | None = None, seed: int = 0,
 ) -> list[np.ndarray]:  # fmt: skip
     """Token ids for token ids: int32 [new tokens] for each prompt, up to and with EOS."""
+    if run.model.family not in ("encoder_decoder", "decoder"):
+        raise InputError(
+            f"The model is of the {run.model.family} family, which writes no text: generate with an "
+            "encoder-decoder or a decoder."
+        )
     encodes = run.model.family == "encoder_decoder"
     room = run.lengths["targets"]
     longest = max(len(prompt) for prompt in prompts)

@@ -45,7 +45,8 @@ class Attention(nnx.Module):
 
     def __init__(
         self, dim: int, num_heads: int, num_kv_heads: int, head_dim: int, *,
-        scaled: bool, theta: float | None, dropout: float, backend: str, chunk: int, key: jax.Array,
+        scaled: bool, theta: float | None, biases: bool, dropout: float, backend: str, chunk: int,
+        key: jax.Array,
     ):  # fmt: skip
         query, keys, value, out = jax.random.split(key, 4)
         into, out_of = ("embed", "heads"), ("heads", "embed")
@@ -56,6 +57,10 @@ class Attention(nnx.Module):
         self.key = nnx.Param(sharding.normal(keys, (dim, kv_heads), into, dim**-0.5))
         self.value = nnx.Param(sharding.normal(value, (dim, kv_heads), into, dim**-0.5))
         self.out = nnx.Param(sharding.normal(out, (heads, dim), out_of, heads**-0.5))
+        self.query_bias = layers.bias(heads, "heads", biases)
+        self.key_bias = layers.bias(kv_heads, "heads", biases)
+        self.value_bias = layers.bias(kv_heads, "heads", biases)
+        self.out_bias = layers.bias(dim, None, biases)
         self.head_dim = head_dim
         self.scale = head_dim**-0.5 if scaled else 1.0
         self.theta = theta
@@ -63,9 +68,11 @@ class Attention(nnx.Module):
         self.backend = backend
         self.chunk = chunk
 
-    def project(self, x_BLD: jax.Array, weight: nnx.Param, positions_BL: jax.Array | None) -> jax.Array:
+    def project(
+        self, x_BLD: jax.Array, weight: nnx.Param, bias: nnx.Param | None, positions_BL: jax.Array | None
+    ) -> jax.Array:
         """Heads [B, L, N or M, H] of x, rotated if positions are given and rotary."""
-        joined = sharding.matmul(x_BLD, weight[...], axes=("batch", "length", "heads"))
+        joined = layers.affine(x_BLD, weight, bias, ("batch", "length", "heads"))
         y_BLNH = sharding.reshape(joined, (*x_BLD.shape[:2], -1, self.head_dim), HEADS)
         if self.theta is None or positions_BL is None:
             return y_BLNH
@@ -80,9 +87,9 @@ class Attention(nnx.Module):
 
         With a cache, `seen` and `bias` run over all of its K positions, and the plain backend mixes them.
         """
-        query = checkpoint_name(self.project(x_BQD, self.query, positions_BQ), "query")
-        keys = checkpoint_name(self.project(memory_BKD, self.key, positions_BQ), "key")
-        value = checkpoint_name(self.project(memory_BKD, self.value, None), "value")
+        query = checkpoint_name(self.project(x_BQD, self.query, self.query_bias, positions_BQ), "query")
+        keys = checkpoint_name(self.project(memory_BKD, self.key, self.key_bias, positions_BQ), "key")
+        value = checkpoint_name(self.project(memory_BKD, self.value, self.value_bias, None), "value")
         if cache:
             start = (0, index, 0, 0)
             keys = jax.lax.dynamic_update_slice(cache["key"], keys.astype(cache["key"].dtype), start)
@@ -94,7 +101,7 @@ class Attention(nnx.Module):
         mix = backends.plain if cache else backends.named(self.backend, self.chunk)
         mixed = mix(query * self.scale, keys, value, seen, bias, dropout=self.dropout, key=key)
         joined = sharding.reshape(mixed, (*x_BQD.shape[:2], -1), ("batch", "length", "heads"))
-        y_BQD = sharding.matmul(joined, self.out[...], axes=layers.RESIDUAL)
+        y_BQD = layers.affine(joined, self.out, self.out_bias, layers.RESIDUAL)
         return checkpoint_name(y_BQD, "out"), cache
 
 

@@ -10,61 +10,37 @@ from typing import ClassVar
 import jax
 from flax import nnx
 
-from pretrain.errors import InputError
 from pretrain.models import attention, layers
+from pretrain.models.config import DTYPES, ModelConfig, StackConfig
 from pretrain.models.masks import Mask, Seen
-from pretrain.models.transformer import DTYPES, Stack, StackConfig, check_sizes
+from pretrain.models.transformer import Stack
 
 Batch = Mapping[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DecoderConfig:
+class DecoderConfig(ModelConfig):
     """The sizes of a decoder. `dtype` is the compute type; parameters are float32."""
 
     family: ClassVar[str] = "decoder"
-    vocab_size: int
-    embed_dim: int
     num_layers: int
-    num_heads: int
-    head_dim: int
-    mlp_dim: int
     num_kv_heads: int | None = None
     activation: str = "silu"
-    dropout: float = 0.0
     tied_logits: bool = False
-    norm_epsilon: float = 1e-6
     rotary_theta: float = 10_000.0
-    dtype: str = "float32"
-    remat: str = "none"
-    remat_keep: tuple[str, ...] = ()
-    remat_offload: tuple[str, ...] = ()
-    attention: str = "plain"
-    attention_chunk: int = 512
-    unroll: int = 1
 
     def __post_init__(self):
-        check_sizes(self)
-        if self.head_dim % 2:
-            raise InputError(f"Model head_dim={self.head_dim} must be even: rotary positions turn pairs.")
+        super().__post_init__()
+        _ = self.stack  # refuses what no stack can have
 
     @property
     def stack(self) -> StackConfig:
-        return StackConfig(
-            num_layers=self.num_layers, embed_dim=self.embed_dim, num_heads=self.num_heads,
-            num_kv_heads=self.num_kv_heads or self.num_heads, head_dim=self.head_dim, mlp_dim=self.mlp_dim,
-            activation=self.activation, positions="rotary", dropout=self.dropout,
-            norm_epsilon=self.norm_epsilon, rotary_theta=self.rotary_theta, remat=self.remat,
-            remat_keep=tuple(self.remat_keep), remat_offload=tuple(self.remat_offload),
-            attention=self.attention, attention_chunk=self.attention_chunk, unroll=self.unroll,
-        )  # fmt: skip
+        return self.stack_of(positions="rotary", num_kv_heads=self.num_kv_heads or self.num_heads)
 
     def build(self, key: jax.Array) -> "Decoder":
-        """A freshly initialised model."""
         return Decoder(self, key)
 
     def flops(self, lengths: Mapping[str, int]) -> float:
-        """Floating point operations of the matrix products of one example's forward pass."""
         return (
             self.stack.flops(lengths["targets"]) + 2 * lengths["targets"] * self.embed_dim * self.vocab_size
         )

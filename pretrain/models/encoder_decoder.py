@@ -13,49 +13,26 @@ import jax.numpy as jnp
 from flax import nnx
 
 from pretrain.models import attention, layers
+from pretrain.models.config import DTYPES, ModelConfig, StackConfig
 from pretrain.models.masks import Mask, Seen
-from pretrain.models.transformer import DTYPES, Stack, StackConfig, check_sizes
+from pretrain.models.transformer import Stack
 
 Batch = Mapping[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EncoderDecoderConfig:
+class EncoderDecoderConfig(ModelConfig):
     """The sizes of an encoder-decoder. `dtype` is the compute type; parameters are float32."""
 
     family: ClassVar[str] = "encoder_decoder"
-    vocab_size: int
-    embed_dim: int
     encoder_layers: int
     decoder_layers: int
-    num_heads: int
-    head_dim: int
-    mlp_dim: int
-    activation: str = "gelu"
-    dropout: float = 0.0
-    norm_epsilon: float = 1e-6
     relative_buckets: int = 32
     relative_max_distance: int = 128
-    dtype: str = "float32"
-    remat: str = "none"
-    remat_keep: tuple[str, ...] = ()
-    remat_offload: tuple[str, ...] = ()
-    attention: str = "plain"
-    attention_chunk: int = 512
-    unroll: int = 1
-
-    def __post_init__(self):
-        check_sizes(self)
 
     def stack(self, num_layers: int, *, decodes: bool) -> StackConfig:
-        return StackConfig(
-            num_layers=num_layers, embed_dim=self.embed_dim, num_heads=self.num_heads,
-            num_kv_heads=self.num_heads, head_dim=self.head_dim, mlp_dim=self.mlp_dim,
-            activation=self.activation, positions="relative", dropout=self.dropout,
-            norm_epsilon=self.norm_epsilon, relative_buckets=self.relative_buckets,
-            relative_max_distance=self.relative_max_distance, remat=self.remat,
-            remat_keep=tuple(self.remat_keep), remat_offload=tuple(self.remat_offload),
-            attention=self.attention, attention_chunk=self.attention_chunk, unroll=self.unroll,
+        return self.stack_of(
+            num_layers=num_layers, num_kv_heads=self.num_heads, positions="relative",
             cross_attention=decodes, bidirectional=not decodes,
         )  # fmt: skip
 
@@ -68,11 +45,9 @@ class EncoderDecoderConfig:
         return self.stack(self.decoder_layers, decodes=True)
 
     def build(self, key: jax.Array) -> "EncoderDecoder":
-        """A freshly initialised model."""
         return EncoderDecoder(self, key)
 
     def flops(self, lengths: Mapping[str, int]) -> float:
-        """Floating point operations of the matrix products of one example's forward pass."""
         inputs, targets = lengths["inputs"], lengths["targets"]
         output = 2 * targets * self.embed_dim * self.vocab_size
         return self.encoder.flops(inputs) + self.decoder.flops(targets, memory=inputs) + output

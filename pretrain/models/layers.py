@@ -36,6 +36,7 @@ gelu.defvjp(_gelu_forward, lambda derivative, gradient: (derivative * gradient,)
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": gelu,
+    "exact_gelu": lambda x: jax.nn.gelu(x, approximate=False),  # BERT's
     "silu": jax.nn.silu,
     "relu": jax.nn.relu,
 }
@@ -69,6 +70,37 @@ class RMSNorm(nnx.Module):
         return (x * self.scale[...]).astype(x_BLD.dtype)
 
 
+class LayerNorm(nnx.Module):
+    """Mean and variance are normed, then scaled and shifted (https://arxiv.org/abs/1607.06450); float32."""
+
+    def __init__(self, dim: int, *, epsilon: float):
+        self.scale = nnx.Param(sharding.full((dim,), (None,), 1.0))
+        self.shift = nnx.Param(sharding.full((dim,), (None,), 0.0))
+        self.epsilon = epsilon
+
+    def __call__(self, x_BLD: jax.Array) -> jax.Array:
+        x = x_BLD.astype(jnp.float32)
+        x -= jnp.mean(x, axis=-1, keepdims=True)
+        x *= jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.epsilon)
+        return (x * self.scale[...] + self.shift[...]).astype(x_BLD.dtype)
+
+
+NORMS: dict[str, type[RMSNorm] | type[LayerNorm]] = {"rms": RMSNorm, "layer": LayerNorm}
+
+
+def bias(size: int, axis: str | None, wanted: bool) -> nnx.Param | None:
+    """What a product with weights adds, [size] zeros at first; None where it adds nothing."""
+    return nnx.Param(sharding.full((size,), (axis,), 0.0)) if wanted else None
+
+
+def affine(
+    x_BLI: jax.Array, kernel_IO: nnx.Param, bias_O: nnx.Param | None, axes: tuple[str | None, ...]
+) -> jax.Array:
+    """x W + b, [B, L, O] laid out by `axes`."""
+    y_BLO = sharding.matmul(x_BLI, kernel_IO[...], axes=axes)
+    return y_BLO if bias_O is None else y_BLO + bias_O[...].astype(y_BLO.dtype)
+
+
 class Embedding(nnx.Module):
     """Token embeddings [V, D]; `attend` uses the same table as the output layer (tied logits)."""
 
@@ -99,25 +131,36 @@ def logits(x_BLD: jax.Array, kernel_DV: jax.Array) -> jax.Array:
     return sharding.matmul(x_BLD, kernel_DV, axes=("batch", "length", "vocab"), dtype=jnp.float32)
 
 
-class GatedMLP(nnx.Module):
-    """act(x W_gate) * (x W_up) W_down (https://arxiv.org/abs/2002.05202)."""
+class MLP(nnx.Module):
+    """act(x W_gate) * (x W_up) W_down (https://arxiv.org/abs/2002.05202), or act(x W_up) W_down."""
 
-    def __init__(self, dim: int, mlp_dim: int, *, activation: str, dropout: float, key: jax.Array):
+    def __init__(
+        self, dim: int, mlp_dim: int, *, activation: str, gated: bool, biases: bool, dropout: float,
+        key: jax.Array,
+    ):  # fmt: skip
         gate, up, down = jax.random.split(key, 3)
         into, out_of = ("embed", "mlp"), ("mlp", "embed")
-        self.gate = nnx.Param(sharding.normal(gate, (dim, mlp_dim), into, dim**-0.5))
+        if gated:
+            self.gate = nnx.Param(sharding.normal(gate, (dim, mlp_dim), into, dim**-0.5))
+            self.gate_bias = bias(mlp_dim, "mlp", biases)
         self.up = nnx.Param(sharding.normal(up, (dim, mlp_dim), into, dim**-0.5))
+        self.up_bias = bias(mlp_dim, "mlp", biases)
         self.down = nnx.Param(sharding.normal(down, (mlp_dim, dim), out_of, mlp_dim**-0.5))
+        self.down_bias = bias(dim, None, biases)
         self.activation = activation
+        self.gated = gated
         self.dropout = dropout
 
     def __call__(self, x_BLD: jax.Array, key: jax.Array | None) -> jax.Array:
-        hidden = ("batch", "length", "mlp")
-        gate_BLF = checkpoint_name(sharding.matmul(x_BLD, self.gate[...], axes=hidden), "gate")
-        up_BLF = checkpoint_name(sharding.matmul(x_BLD, self.up[...], axes=hidden), "up")
-        h_BLF = ACTIVATIONS[self.activation](gate_BLF) * up_BLF
+        hidden, act = ("batch", "length", "mlp"), ACTIVATIONS[self.activation]
+        up_BLF = checkpoint_name(affine(x_BLD, self.up, self.up_bias, hidden), "up")
+        if self.gated:
+            gate_BLF = checkpoint_name(affine(x_BLD, self.gate, self.gate_bias, hidden), "gate")
+            h_BLF = act(gate_BLF) * up_BLF
+        else:
+            h_BLF = act(up_BLF)
         h_BLF = dropout(h_BLF, self.dropout, key)
-        return sharding.matmul(h_BLF, self.down[...], axes=RESIDUAL)
+        return affine(h_BLF, self.down, self.down_bias, RESIDUAL)
 
 
 def rotate(x_BLNH: jax.Array, positions_BL: jax.Array, theta: float) -> jax.Array:

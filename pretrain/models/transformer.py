@@ -1,4 +1,4 @@
-"""A stack of pre-norm transformer blocks, the body that every family shares.
+"""A stack of transformer blocks, the body that every family shares.
 
 Shapes: B batch, L length, K keys of the memory a decoder attends to, D embed, N heads.
 The blocks are one block whose parameters carry a leading layer axis, run by `lax.scan`: compile time does
@@ -6,7 +6,7 @@ not grow with depth, and rematerialisation is a policy of the scanned body. `unr
 the loop.
 """
 
-import dataclasses
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -14,93 +14,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from pretrain.errors import InputError
 from pretrain.models import attention, backends, layers
+from pretrain.models.config import StackConfig
 from pretrain.models.masks import Bias, Offset, Seen, bias_of, mask_of
-
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-
-REMAT = ("none", "full", "dots", "names")
-# What `remat="names"` can keep of a block: heads, what attention mixes and returns, the halves of the MLP.
-NAMES = ("query", "key", "value", "mixed", "out", "gate", "up")
-KNOWN = {
-    "activation": layers.ACTIVATIONS, "remat": REMAT, "dtype": DTYPES, "attention": backends.BACKENDS,
-}  # fmt: skip
-
-
-def check_sizes(config: Any) -> None:
-    """Raises InputError for a field of a model config that no model can have."""
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        known = KNOWN.get(field.name)
-        if known is not None and value not in known:
-            raise InputError(f"Model {field.name}={value!r} is not one of {', '.join(known)}.")
-        if field.name in ("remat_keep", "remat_offload") and not set(value) <= set(NAMES):
-            raise InputError(f"Model {field.name}={value!r} has names that are none of {', '.join(NAMES)}.")
-        if field.type in (int, int | None) and value is not None and value < 1:
-            raise InputError(f"Model {field.name}={value} must be at least 1.")
-    if (config.remat == "names") != bool({*config.remat_keep, *config.remat_offload}):
-        raise InputError(
-            f"Model remat={config.remat!r} with remat_keep={config.remat_keep} and "
-            f"remat_offload={config.remat_offload}: names go with remat='names', and it needs some."
-        )
-    backends.check(config)
-    if not 0 <= config.dropout < 1:
-        raise InputError(f"Model dropout={config.dropout} must be in [0, 1).")
-    buckets, farthest = getattr(config, "relative_buckets", 4), getattr(config, "relative_max_distance", 3)
-    if buckets < 4 or farthest <= buckets // 2:
-        raise InputError(
-            f"Model relative_buckets={buckets} and relative_max_distance={farthest}: use at least 4 buckets, "
-            "and a distance of more than half as many."
-        )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StackConfig:
-    """The shape of one stack. `positions` is "relative" (T5's bias) or "rotary" (scaled dot products)."""
-
-    num_layers: int
-    embed_dim: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    mlp_dim: int
-    activation: str
-    positions: str
-    dropout: float = 0.0
-    norm_epsilon: float = 1e-6
-    relative_buckets: int = 32
-    relative_max_distance: int = 128
-    rotary_theta: float = 10_000.0
-    remat: str = "none"
-    remat_keep: tuple[str, ...] = ()
-    remat_offload: tuple[str, ...] = ()
-    attention: str = "plain"
-    attention_chunk: int = 512
-    unroll: int = 1
-    cross_attention: bool = False
-    bidirectional: bool = False
-
-    def __post_init__(self):
-        if self.num_heads % self.num_kv_heads:
-            raise InputError(
-                f"Model num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}."
-            )
-
-    def flops(self, length: int, memory: int = 0) -> float:
-        """Floating point operations of the matrix products of one forward pass over `length` tokens.
-
-        Two for each multiply and add: the weights once a token, and the two products of attention
-        (in full by convention, also where a causal mask spares some). Norms and softmax are left
-        out, as the field does: this is the F of model FLOPs utilisation.
-        """
-        heads, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        weights = length * (2 * self.embed_dim * (heads + kv) + 3 * self.embed_dim * self.mlp_dim)
-        products = 2 * length * length * heads
-        if self.cross_attention:
-            weights += 2 * self.embed_dim * (length * heads + memory * kv)
-            products += 2 * length * memory * heads
-        return 2.0 * self.num_layers * (weights + products)
 
 
 def rematerialised(body: Callable, config: StackConfig) -> Callable:
@@ -119,8 +35,15 @@ def rematerialised(body: Callable, config: StackConfig) -> Callable:
     return jax.checkpoint(body, policy=kept)
 
 
+Norm = layers.RMSNorm | layers.LayerNorm
+
+
+def norm(config: StackConfig) -> Norm:
+    return layers.NORMS[config.norm](config.embed_dim, epsilon=config.norm_epsilon)
+
+
 class Block(nnx.Module):
-    """Self-attention, cross-attention where there is a memory, gated MLP; each normed, dropped, added."""
+    """Self-attention, cross-attention where there is a memory, MLP; each normed, dropped, added."""
 
     def __init__(self, config: StackConfig, key: jax.Array):
         self_key, cross_key, mlp_key = jax.random.split(key, 3)
@@ -129,27 +52,29 @@ class Block(nnx.Module):
         def make_attention(key: jax.Array, theta: float | None) -> attention.Attention:
             return attention.Attention(
                 config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim,
-                scaled=not relative, theta=theta, dropout=config.dropout, backend=config.attention,
-                chunk=config.attention_chunk, key=key,
+                scaled=not relative, theta=theta, biases=config.biases, dropout=config.dropout,
+                backend=config.attention, chunk=config.attention_chunk, key=key,
             )  # fmt: skip
 
-        def make_norm() -> layers.RMSNorm:
-            return layers.RMSNorm(config.embed_dim, epsilon=config.norm_epsilon)
-
-        self.attention_norm = make_norm()
-        self.attention = make_attention(self_key, None if relative else config.rotary_theta)
+        rotary = config.rotary_theta if config.positions == "rotary" else None
+        self.attention_norm = norm(config)
+        self.attention = make_attention(self_key, rotary)
         if config.cross_attention:
-            self.cross_norm = make_norm()
+            self.cross_norm = norm(config)
             self.cross_attention = make_attention(cross_key, None)
-        self.mlp_norm = make_norm()
-        self.mlp = layers.GatedMLP(
-            config.embed_dim,
-            config.mlp_dim,
-            activation=config.activation,
-            dropout=config.dropout,
-            key=mlp_key,
-        )
+        self.mlp_norm = norm(config)
+        self.mlp = layers.MLP(
+            config.embed_dim, config.mlp_dim, activation=config.activation, gated=config.gated,
+            biases=config.biases, dropout=config.dropout, key=mlp_key,
+        )  # fmt: skip
         self.config = config
+
+    def _before(self, norm: Norm, x_BLD: jax.Array) -> jax.Array:
+        return norm(x_BLD) if self.config.norm_first else x_BLD
+
+    def _added(self, norm: Norm, x_BLD: jax.Array, h_BLD: jax.Array, key: jax.Array | None) -> jax.Array:
+        x_BLD += layers.dropout(h_BLD, self.config.dropout, key)
+        return x_BLD if self.config.norm_first else norm(x_BLD)
 
     def __call__(
         self, x_BLD: jax.Array, key: jax.Array | None, cache: attention.Cache, *,
@@ -157,21 +82,22 @@ class Block(nnx.Module):
         memory: jax.Array | None, memory_seen: Seen | None,
     ) -> tuple[jax.Array, attention.Cache]:  # fmt: skip
         keys = layers.split(key, 6)
-        drop = self.config.dropout
-        h = self.attention_norm(x_BLD)
+
+        h = self._before(self.attention_norm, x_BLD)
         h, cache = self.attention(
             h, h, seen=seen, bias=bias, positions_BQ=positions, key=keys[0], cache=cache, index=index
         )
-        x_BLD += layers.dropout(h, drop, keys[1])
+        x_BLD = self._added(self.attention_norm, x_BLD, h, keys[1])
         if memory is not None and memory_seen is not None:
-            h, _ = self.cross_attention(self.cross_norm(x_BLD), memory, seen=memory_seen, key=keys[2])
-            x_BLD += layers.dropout(h, drop, keys[3])
-        h = self.mlp(self.mlp_norm(x_BLD), keys[4])
-        return x_BLD + layers.dropout(h, drop, keys[5]), cache
+            h = self._before(self.cross_norm, x_BLD)
+            h, _ = self.cross_attention(h, memory, seen=memory_seen, key=keys[2])
+            x_BLD = self._added(self.cross_norm, x_BLD, h, keys[3])
+        h = self.mlp(self._before(self.mlp_norm, x_BLD), keys[4])
+        return self._added(self.mlp_norm, x_BLD, h, keys[5]), cache
 
 
 class Stack(nnx.Module):
-    """`num_layers` blocks and a final norm."""
+    """`num_layers` blocks and, where each part of them norms its input, a final norm."""
 
     def __init__(self, config: StackConfig, key: jax.Array):
         bias_key, layers_key = jax.random.split(key)
@@ -184,7 +110,8 @@ class Stack(nnx.Module):
         self.layers = jax.vmap(lambda key: Block(config, key))(
             jax.random.split(layers_key, config.num_layers)
         )
-        self.final_norm = layers.RMSNorm(config.embed_dim, epsilon=config.norm_epsilon)
+        if config.norm_first:
+            self.final_norm = norm(config)
 
     def bias(self, query_positions_Q: jax.Array, key_positions_K: jax.Array) -> Bias | None:
         """The position bias that all layers share, None where positions are rotary."""
@@ -215,7 +142,19 @@ class Stack(nnx.Module):
             )  # fmt: skip
 
         x_BLD = layers.dropout(x_BLD, self.config.dropout, first)
-        body = rematerialised(body, self.config)
-        unroll = min(self.config.unroll, self.config.num_layers)
-        x_BLD, cache = jax.lax.scan(body, x_BLD, (self.layers, layer_keys, cache), unroll=unroll)
+        x_BLD, cache = self._through(body, x_BLD, (self.layers, layer_keys, cache))
+        if not self.config.norm_first:
+            return x_BLD, cache
         return layers.dropout(self.final_norm(x_BLD), self.config.dropout, last), cache
+
+    def _through(self, body: Callable, x_BLD: jax.Array, each: Any) -> tuple[jax.Array, attention.Cache]:
+        """Runs `body` over the layers; of `each`, every array has a leading layer axis."""
+        config = self.config
+        again = config.num_layers if config.remat_layers is None else config.remat_layers
+        caches = []
+        for run, own in ((rematerialised(body, config), slice(again)), (body, slice(again, None))):
+            if number := len(range(config.num_layers)[own]):
+                some = each if number == config.num_layers else jax.tree.map(operator.itemgetter(own), each)
+                x_BLD, cache = jax.lax.scan(run, x_BLD, some, unroll=min(config.unroll, number))
+                caches.append(cache)
+        return x_BLD, jax.tree.map(lambda *parts: jnp.concatenate(parts), *caches)

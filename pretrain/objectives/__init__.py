@@ -1,7 +1,8 @@
 """Objectives: each is a frozen dataclass that turns a corpus into examples, rows and a loss."""
 
 from pretrain.objectives.causal_lm import CausalLM
+from pretrain.objectives.masked_lm import MaskedLM
 from pretrain.objectives.prefix_lm import PrefixLM
 from pretrain.objectives.span_corruption import SpanCorruption
 
-__all__ = ["CausalLM", "PrefixLM", "SpanCorruption"]
+__all__ = ["CausalLM", "MaskedLM", "PrefixLM", "SpanCorruption"]

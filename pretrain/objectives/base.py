@@ -19,12 +19,12 @@ from typing import Any, ClassVar, Literal
 import seqio
 import tensorflow as tf
 
-from pretrain.data import groups, seeds
+from pretrain.data import groups, rows, seeds
 from pretrain.data import vocabulary as vocabularies
 from pretrain.data.chunks import cut_documents
 from pretrain.errors import InputError
 
-Family = Literal["encoder_decoder", "decoder"]
+Family = Literal["encoder_decoder", "decoder", "encoder"]
 Preprocessor = Callable[..., tf.data.Dataset]
 
 
@@ -198,9 +198,7 @@ class Objective(abc.ABC):
                 label_smoothing=self.label_smoothing, z_loss=self.z_loss,
             )  # fmt: skip
 
-        return losses.in_chunks(sums, self.loss_chunks)(
-            model.features(batch, key), batch["decoder_target_tokens"], batch["decoder_loss_weights"]
-        )
+        return losses.in_chunks(sums, self.loss_chunks)(model.features(batch, key), *rows.scored(batch))
 
     @property
     def bidirectional_prompt(self) -> bool:

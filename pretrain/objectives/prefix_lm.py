@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar, get_args
+from typing import ClassVar
 
 import seqio
 import tensorflow as tf
@@ -41,8 +41,8 @@ class PrefixLM(Objective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.family not in get_args(Family):
-            raise InputError(f"PrefixLM.family must be one of {get_args(Family)}, not {self.family!r}.")
+        if self.family not in ("decoder", "encoder_decoder"):
+            raise InputError(f"PrefixLM.family must be 'decoder' or 'encoder_decoder', not {self.family!r}.")
 
     def check(self, lengths: Mapping[str, int], vocabulary: seqio.Vocabulary) -> None:
         if self.family == "decoder":

@@ -11,6 +11,7 @@ import optax
 from flax import nnx
 
 from pretrain.bad_steps import BadSteps
+from pretrain.data import rows
 from pretrain.data.vocabulary import token_bytes
 from pretrain.fingerprint import batch_hash
 from pretrain.objectives.base import Objective
@@ -72,8 +73,8 @@ def loss_sums(
     segments = [batch[name] for name in batch if name.endswith("_segment_ids")]
     sums["tokens"] = sum(jnp.sum(ids > 0, dtype=jnp.float32) for ids in segments)
     table = jnp.asarray(token_bytes, jnp.float32)
-    spelled = sharding.take(table, batch["decoder_target_tokens"], ("batch", "length"))
-    sums["bytes"] = jnp.sum(spelled * (batch["decoder_loss_weights"] > 0))
+    targets, weights = rows.scored(batch)
+    sums["bytes"] = jnp.sum(sharding.take(table, targets, ("batch", "length")) * (weights > 0))
     return sums
 
 
@@ -132,14 +133,14 @@ def accumulated(summed: Summed, parts: int) -> Summed:
     def over_parts(params: Params, batch: Batch, key: jax.Array | None) -> Any:
         def cut(x_BL: jax.Array) -> jax.Array:
             # Part p has the rows p, p + parts, ...: every device finds its share among the rows it holds.
-            rows, length = x_BL.shape
-            x_RPL = sharding.reshape(x_BL, (rows // parts, parts, length), ("batch", None, "length"))
+            size, length = x_BL.shape
+            x_RPL = sharding.reshape(x_BL, (size // parts, parts, length), ("batch", None, "length"))
             return jnp.moveaxis(x_RPL, 1, 0)
 
         def add(totals, part):
-            index, rows = part
+            index, own = part
             part_key = None if key is None else jax.random.fold_in(key, index)
-            return jax.tree.map(jnp.add, totals, summed(params, rows, part_key)), None
+            return jax.tree.map(jnp.add, totals, summed(params, own, part_key)), None
 
         parts_PRL = jax.tree.map(cut, dict(batch))
         of_one = jax.eval_shape(summed, params, jax.tree.map(lambda x_PRL: x_PRL[0], parts_PRL), key)

@@ -28,12 +28,22 @@ def stack(name: str, *attentions: str) -> dict[str, tuple]:
 
 ENDS = {"embedding/table": ("vocab", "embed"), "unembedding/kernel": ("embed", "vocab")}
 BIAS = (None, "heads")
+HEAD = {
+    "embedder/tokens/table": ("vocab", "embed"), "head/dense": ("embed", None), "head/bias": ("vocab",),
+}  # fmt: skip
 AXES = {
     "decoder": ENDS | stack("stack", "attention"),
     "encoder_decoder": ENDS
     | stack("encoder", "attention")
     | stack("decoder", "attention", "cross_attention")
     | {f"{side}/relative_bias/table": BIAS for side in ("encoder", "decoder")},
+    "encoder": HEAD | stack("stack", "attention"),
+    "bert": HEAD
+    | {"embedder/positions": (None, "embed"), "head/dense_bias": (None,)}
+    | {name: axes for name, axes in stack("stack", "attention").items() if "gate" not in name}
+    | {f"stack/layers/attention/{part}_bias": ("layers", "heads") for part in ("query", "key", "value")}
+    | {"stack/layers/attention/out_bias": ("layers", None), "stack/layers/mlp/down_bias": ("layers", None)}
+    | {"stack/layers/mlp/up_bias": ("layers", "mlp")},
 }
 
 
@@ -63,8 +73,8 @@ def test_parameters_and_gradients_lie_as_the_rules_say(family, tiny_config, toke
     wanted = dict(AXES[family])
     for name, leaf in named_leaves(params).items():
         axes = wanted.pop(name, None)
-        if axes is None:  # a norm's scale: small, and whole on every device
-            assert name.endswith("scale"), name
+        if axes is None:  # a norm's: small, and whole on every device
+            assert name.endswith(("scale", "shift")), name
             axes = (None,) * leaf.ndim
         assert tuple(leaf.sharding.spec) == expected(axes), name
     assert not wanted

@@ -1,0 +1,80 @@
+"""Which tokens are chosen: exact counts, whole units, the rates they come at."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pretrain.data import corruption
+
+N, M = 400, 60
+
+
+@pytest.fixture
+def seeds():
+    return tf.constant(np.random.RandomState(0).randint(0, 2**62, (N, 2)), tf.int64)
+
+
+@pytest.fixture
+def eligible():
+    """Sequences of 1 to 60 tokens, of which every seventh must not be chosen."""
+    places = np.arange(M)
+    return (places < 1 + np.arange(N)[:, None] % M) & (places % 7 != 3)
+
+
+def each_its_own():
+    return tf.broadcast_to(tf.range(M), [N, M])
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.15, 0.5, 1.0])
+def test_of_tokens_the_exact_share_is_chosen(rate, seeds, eligible):
+    chosen = corruption.chosen(each_its_own(), tf.constant(eligible), rate, seeds, draw=0).numpy()
+    assert not (chosen & ~eligible).any()
+    number = eligible.sum(1)
+    np.testing.assert_array_equal(chosen.sum(1), np.maximum(np.round(number * rate), 1))
+
+
+def test_every_token_is_chosen_equally_often(seeds):
+    every = tf.ones([N, M], tf.bool)
+    chosen = corruption.chosen(each_its_own(), every, 0.15, seeds, draw=0).numpy()
+    assert abs(chosen.mean(0) - 0.15).max() < 5 * np.sqrt(0.15 * 0.85 / N)
+    together = (chosen[:, :-1] & chosen[:, 1:]).mean()
+    assert abs(together - 9 * 8 / (60 * 59)) < 5 * np.sqrt(0.02 / (N * M))
+
+
+def test_units_are_chosen_whole_and_their_tokens_add_up_to_the_share(seeds):
+    sizes = np.random.RandomState(1).randint(1, 8, (N, M))
+    units = np.stack([np.repeat(np.arange(M), row)[:M] for row in sizes]).astype(np.int32)
+    chosen = corruption.chosen(tf.constant(units), tf.ones([N, M], tf.bool), 0.3, seeds, draw=0).numpy()
+    for row, own in zip(chosen, units, strict=True):
+        assert all(len(set(row[own == unit])) == 1 for unit in set(own))
+    counts = chosen.sum(1)
+    assert abs(counts.mean() - 18) < 5 * counts.std() / np.sqrt(N), (counts.mean(), counts.std())
+    assert counts.min() > 18 - 7 and counts.max() < 18 + 7
+
+
+def test_one_unit_at_least_is_chosen(seeds):
+    units = tf.zeros([N, M], tf.int32)
+    assert corruption.chosen(units, tf.ones([N, M], tf.bool), 0.01, seeds, draw=0).numpy().all()
+
+
+def test_words_begin_where_the_table_says():
+    begins = tf.constant([[True, False, True, True], [False, False, False, True]])
+    assert corruption.words(begins).numpy().tolist() == [[0, 0, 1, 2], [0, 0, 0, 1]]
+
+
+def test_ngrams_join_words_in_order_by_alberts_rule(seeds):
+    words = np.broadcast_to(np.arange(M) // 2, (N, M)).astype(np.int32)
+    groups = corruption.ngrams(tf.constant(words), 3, seeds, draw=0).numpy()
+    assert (groups[:, ::2] == groups[:, 1::2]).all(), "a word is in one group"
+    assert set(np.unique(np.diff(groups, axis=1))) <= {0, 1} and (groups[:, 0] == 0).all()
+    sizes = np.concatenate([np.bincount(row[::2])[:-1] for row in groups])
+    shares = np.bincount(sizes, minlength=4)[1:] / len(sizes)
+    np.testing.assert_allclose(shares, np.array([6, 3, 2]) / 11, atol=5 * np.sqrt(0.25 / len(sizes)))
+
+
+def test_random_tokens_are_all_equally_likely(seeds):
+    ids = tf.constant([5, 7, 11, 13], tf.int32)
+    found = corruption.random_tokens(tf.zeros([N, M]), ids, seeds, draw=0).numpy()
+    counts = np.array([(found == i).sum() for i in ids.numpy()])
+    assert counts.sum() == N * M
+    assert abs(counts / (N * M) - 0.25).max() < 5 * np.sqrt(0.25 * 0.75 / (N * M))
