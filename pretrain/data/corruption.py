@@ -10,6 +10,8 @@ Example, a vocabulary whose pieces begin a word with a space:
     chosen    no    yes  yes  no        chosen
 """
 
+import math
+
 import tensorflow as tf
 
 from pretrain.data.seeds import random_bits, uniform
@@ -92,3 +94,151 @@ def random_tokens(like: tf.Tensor, ids: tf.Tensor, seeds: tf.Tensor, draw: int) 
     """One of `ids`, int32 [k], in each place of `like` [n, m]; all are equally likely."""
     draws = uniform(seeds, tf.shape(like)[1], draw)
     return tf.gather(ids, tf.cast(draws * tf.cast(tf.size(ids), tf.float32), tf.int32))
+
+
+def without(tokens: tf.RaggedTensor, chosen: tf.Tensor) -> tf.RaggedTensor:
+    """The tokens that are not chosen, int32 [n, (length)].
+
+    >>> without(tf.ragged.constant([[4, 5, 6], [7]]), tf.constant([[0, 1, 0], [0, 0, 0]]) > 0).to_list()
+    [[4, 6], [7]]
+    """
+    inside = tf.sequence_mask(tokens.row_lengths(), tf.shape(chosen)[1])
+    return tf.ragged.boolean_mask(tokens.to_tensor(), inside & ~chosen)
+
+
+def infilling_spans(
+    lengths: tf.Tensor, rate: float, mean_span_length: float, seeds: tf.Tensor, draw: int
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Spans to hide, their lengths drawn from a Poisson distribution, also empty ones; none touches another.
+
+    As many as hide a share of the tokens, the last one cut to that. There are never more spans than hidden
+    tokens, so that a sequence in which each becomes one mask is no longer than before, nor more than gaps
+    between the others: the last one that there may be hides all the rest.
+
+    Args:
+        lengths: int32 [n], tokens in each sequence.
+        rate: share of the tokens to hide, in (0, 1).
+        mean_span_length: the mean of the distribution.
+
+    Returns:
+        (tokens before each span, tokens in it, spans), int32 [n, most], [n, most] and [n]; beyond the spans
+        zeros.
+    """
+    hidden = tf.cast(tf.round(tf.cast(lengths, tf.float32) * rate), tf.int32)
+    most = tf.maximum(tf.reduce_max(hidden), 1)
+    drawn = _poisson(uniform(seeds, most, draw), mean_span_length)
+    left = lengths - hidden
+    allowed = tf.minimum(hidden, left + 1)[:, tf.newaxis]
+    after = tf.minimum(tf.cumsum(drawn, axis=1), hidden[:, tf.newaxis])
+    after = tf.where(tf.range(most) < allowed - 1, after, hidden[:, tf.newaxis])
+    before = tf.pad(after[:, :-1], [[0, 0], [1, 0]])
+    real = before < hidden[:, tf.newaxis]
+    sizes, spans = after - before, tf.reduce_sum(tf.cast(real, tf.int32), axis=1)
+    # Each span goes into a gap of its own between the tokens that are left, or before or after all of them.
+    gaps = tf.reduce_max(left) + 1
+    lots = tf.cast(random_bits(seeds, gaps, draw + 1), tf.int64) * tf.cast(gaps, tf.int64)
+    lots += tf.cast(tf.range(gaps), tf.int64)
+    lots = tf.where(tf.range(gaps) <= left[:, tf.newaxis], lots, tf.int64.max)
+    rank = tf.argsort(tf.argsort(lots, axis=1), axis=1)
+    taken = tf.ragged.boolean_mask(
+        tf.broadcast_to(tf.range(gaps), tf.shape(rank)), rank < spans[:, tf.newaxis]
+    )
+    places = taken.to_tensor(shape=[None, None])
+    places = tf.pad(places, [[0, 0], [0, most - tf.shape(places)[1]]])
+    first = tf.where(real, places - tf.pad(places[:, :-1], [[0, 0], [1, 0]]), 0)
+    return first, sizes, spans
+
+
+def _poisson(draws: tf.Tensor, mean: float) -> tf.Tensor:
+    """Numbers of a Poisson distribution, int32, of draws that are uniform in [0, 1)."""
+    shares, total = [math.exp(-mean)], math.exp(-mean)
+    while total < 1 - 1e-7 and len(shares) < 1000:
+        shares.append(shares[-1] * mean / len(shares))
+        total += shares[-1]
+    edges = tf.cumsum(tf.constant(shares[:-1], tf.float32))
+    return tf.reshape(tf.searchsorted(edges, tf.reshape(draws, [-1]), side="right"), tf.shape(draws))
+
+
+def masked_spans(
+    tokens: tf.RaggedTensor, before: tf.Tensor, sizes: tf.Tensor, spans: tf.Tensor, mask_id: int
+) -> tf.RaggedTensor:
+    """Each span becomes one mask, an empty one too; int32 [n, (length - hidden + spans)].
+
+    >>> tokens = tf.ragged.constant([[4, 5, 6, 7, 8]])
+    >>> before, sizes, spans = tf.constant([[1, 1]]), tf.constant([[2, 0]]), tf.constant([2])
+    >>> masked_spans(tokens, before, sizes, spans, mask_id=99).to_list()
+    [[4, 99, 7, 99, 8]]
+    """
+    count, most = tf.unstack(tf.shape(before))
+    rest = tf.cast(tokens.row_lengths(), tf.int32) - tf.reduce_sum(before + sizes, axis=1)
+    cuts = tf.concat([tf.reshape(tf.stack([before, sizes], 2), [count, -1]), rest[:, tf.newaxis]], axis=1)
+    flat = tf.concat([tokens.flat_values, [mask_id]], axis=0)
+    pieces = tf.RaggedTensor.from_row_lengths(
+        flat, tf.concat([tf.reshape(cuts, [-1]), [1, 0]], 0), validate=False
+    )
+    width = 2 * most + 1
+    mask = count * width
+    first = width * tf.range(count)[:, tf.newaxis] + 2 * tf.range(most + 1)
+    marks = tf.where(tf.range(most) < spans[:, tf.newaxis], mask, mask + 1)
+    marks = tf.pad(marks, [[0, 0], [0, 1]], constant_values=mask + 1)
+    found = tf.gather(pieces, tf.reshape(tf.stack([first, marks], 2), [-1]))
+    return tf.RaggedTensor.from_row_splits(
+        found.flat_values, found.row_splits[:: 2 * (most + 1)], validate=False
+    )
+
+
+def reordered(tokens: tf.RaggedTensor, units: tf.Tensor, seeds: tf.Tensor, draw: int) -> tf.RaggedTensor:
+    """The units of each sequence in random order, the tokens of a unit in theirs.
+
+    Args:
+        units: int32 [n, m], the number of the unit each token is in, from 0 to m - 1, in order.
+    """
+    most = tf.shape(units)[1]
+    long = tf.cast(most, tf.int64)
+    lots = tf.cast(random_bits(seeds, most, draw), tf.int64) * long + tf.cast(tf.range(most), tf.int64)
+    places = tf.argsort(tf.argsort(lots, axis=1), axis=1)
+    keys = tf.gather(tf.cast(places, tf.int64), units, batch_dims=1) * long + tf.range(long)
+    return _gathered(tokens, keys)
+
+
+def rotated(tokens: tf.RaggedTensor, seeds: tf.Tensor, draw: int) -> tf.RaggedTensor:
+    """Each sequence begins at a random one of its tokens, and what was before that comes last."""
+    lengths = tf.cast(tokens.row_lengths(), tf.int32)
+    start = tf.cast(uniform(seeds, 1, draw) * tf.cast(lengths[:, tf.newaxis], tf.float32), tf.int32)
+    places = tf.range(tf.reduce_max(lengths))
+    keys = tf.where(places < start, places + lengths[:, tf.newaxis], places)
+    return _gathered(tokens, tf.cast(keys, tf.int64))
+
+
+def _gathered(tokens: tf.RaggedTensor, keys: tf.Tensor) -> tf.RaggedTensor:
+    """The tokens of each sequence in the order of their keys, int64 [n, m]."""
+    inside = tf.sequence_mask(tokens.row_lengths(), tf.shape(keys)[1])
+    order = tf.argsort(tf.where(inside, keys, tf.int64.max), axis=1)
+    return tf.RaggedTensor.from_tensor(
+        tf.gather(tokens.to_tensor(), order, batch_dims=1), tokens.row_lengths()
+    )
+
+
+def unique_sentinels(
+    tokens: tf.RaggedTensor, hidden: tf.Tensor, vocab_size: int
+) -> tuple[tf.RaggedTensor, tf.RaggedTensor]:
+    """Hidden spans become sentinels in the inputs, and those that are not become sentinels in the targets.
+
+    As `noise_span_to_unique_sentinel` and `nonnoise_span_to_unique_sentinel` of `t5`, for any mask.
+
+    >>> inputs, targets = unique_sentinels(
+    ...     tf.ragged.constant([[4, 5, 6, 7]]), tf.constant([[False, True, True, False]]), vocab_size=100)
+    >>> inputs.to_list(), targets.to_list()
+    ([[4, 99, 7]], [[99, 5, 6, 98]])
+    """
+    inside = tf.sequence_mask(tokens.row_lengths(), tf.shape(hidden)[1])
+
+    def marked(spans: tf.Tensor) -> tf.RaggedTensor:
+        follows = tf.pad(spans[:, :-1], [[0, 0], [1, 0]])
+        begins = spans & ~follows
+        sentinels = vocab_size - tf.cumsum(tf.cast(begins, tf.int32), axis=1)
+        return tf.ragged.boolean_mask(
+            tf.where(begins, sentinels, tokens.to_tensor()), inside & ~(spans & follows)
+        )
+
+    return marked(hidden), marked(~hidden)

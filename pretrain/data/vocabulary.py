@@ -140,9 +140,20 @@ def _encode_further(text: str, vocabulary: seqio.Vocabulary) -> list[int]:
     """Ids of text that follows a sentinel: SentencePiece would put a space before it."""
     if not isinstance(vocabulary, seqio.SentencePieceVocabulary):
         return list(vocabulary.encode(text))
+    return encode_pieces([re.sub(" +", " ", text.rstrip(" "))], vocabulary)[0]
+
+
+def encode_pieces(texts: Sequence[str], vocabulary: seqio.Vocabulary) -> list[list[int]]:
+    """Ids of each piece of a text, as it is: SentencePiece would put a space before it, and leave spaces out.
+
+    >>> encode_pieces(["a ", " b"], seqio.ByteVocabulary())
+    [[100, 35], [35, 101]]
+    """
+    if not isinstance(vocabulary, seqio.SentencePieceVocabulary):
+        return [list(vocabulary.encode(text)) for text in texts]
     as_is = NormalizerSpec(add_dummy_prefix=False, remove_extra_whitespaces=False)
-    further = seqio.SentencePieceVocabulary(vocabulary.sentencepiece_model_file, vocabulary.extra_ids, as_is)
-    return list(further.encode(re.sub(" +", " ", text.rstrip(" "))))
+    model = seqio.SentencePieceVocabulary(vocabulary.sentencepiece_model_file, vocabulary.extra_ids, as_is)
+    return model.tokenizer.encode(list(texts))
 
 
 def readable(ids: Ids, vocabulary: seqio.Vocabulary) -> str:

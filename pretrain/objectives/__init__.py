@@ -1,8 +1,19 @@
 """Objectives: each is a frozen dataclass that turns a corpus into examples, rows and a loss."""
 
 from pretrain.objectives.causal_lm import CausalLM
+from pretrain.objectives.denoising import Denoising
+from pretrain.objectives.fill_in_the_middle import FillInTheMiddle
+from pretrain.objectives.iid_denoising import IidDenoising
 from pretrain.objectives.masked_lm import MaskedLM
 from pretrain.objectives.prefix_lm import PrefixLM
 from pretrain.objectives.span_corruption import SpanCorruption
 
-__all__ = ["CausalLM", "MaskedLM", "PrefixLM", "SpanCorruption"]
+__all__ = [
+    "CausalLM",
+    "Denoising",
+    "FillInTheMiddle",
+    "IidDenoising",
+    "MaskedLM",
+    "PrefixLM",
+    "SpanCorruption",
+]

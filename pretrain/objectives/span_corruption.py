@@ -10,6 +10,7 @@ import seqio
 import tensorflow as tf
 
 from pretrain.data import noise
+from pretrain.data import vocabulary as vocabularies
 from pretrain.data.converters import EncoderDecoderConverter
 from pretrain.data.vocabulary import Ids, num_sentinels
 from pretrain.errors import InputError
@@ -119,12 +120,7 @@ class SpanCorruption(Objective):
         return EncoderDecoderConverter(pack)
 
     def encode_prompt(self, text: str, feature: seqio.Feature) -> list[int]:
-        if "<extra_id_" not in text:
-            raise InputError(
-                f"The prompt {text!r} has no gap to fill: mark gaps with <extra_id_0>, <extra_id_1>, ..."
-            )
-        end = [feature.vocabulary.eos_id] if feature.add_eos else []
-        return super().encode_prompt(text, feature) + end
+        return gaps_to_fill(text, feature)
 
     def complete(self, inputs: Ids, targets: Ids, vocabulary: seqio.Vocabulary) -> list[int]:
         return merge_spans(np.asarray(inputs), np.asarray(targets), vocabulary)[0].tolist()
@@ -154,6 +150,16 @@ class SpanCorruption(Objective):
         while dataclasses.replace(self, mean_span_length=mean)._spans(inputs_length) > sentinels:
             mean = round(mean + 0.1, 1)
         return mean
+
+
+def gaps_to_fill(text: str, feature: seqio.Feature) -> list[int]:
+    """Token ids of a prompt whose gaps are sentinels, and EOS. Raises InputError where it has no gap."""
+    if "<extra_id_" not in text:
+        raise InputError(
+            f"The prompt {text!r} has no gap to fill: mark gaps with <extra_id_0>, <extra_id_1>, ..."
+        )
+    end = [feature.vocabulary.eos_id] if feature.add_eos else []
+    return vocabularies.parse(text, feature.vocabulary) + end
 
 
 def _ceil(value: float, digits: int) -> float:
