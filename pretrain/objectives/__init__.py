@@ -7,6 +7,7 @@ from pretrain.objectives.iid_denoising import IidDenoising
 from pretrain.objectives.masked_lm import MaskedLM
 from pretrain.objectives.prefix_lm import PrefixLM
 from pretrain.objectives.span_corruption import SpanCorruption
+from pretrain.objectives.text_to_text import TextToText
 
 __all__ = [
     "CausalLM",
@@ -16,4 +17,5 @@ __all__ = [
     "MaskedLM",
     "PrefixLM",
     "SpanCorruption",
+    "TextToText",
 ]

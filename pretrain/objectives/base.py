@@ -43,8 +43,10 @@ class Objective(abc.ABC):
         ends_documents: EOS stands at the end of each document, before the cut; else at the end of each
             example's features.
         shortest_chunk: tokens of the shortest chunk that makes an example; a shorter last one is left out.
+        reads: the features of the corpus that it reads; of a document, "targets".
     """
 
+    reads: ClassVar[tuple[str, ...]] = ("targets",)
     ends_documents: ClassVar[bool] = False
     shortest_chunk: ClassVar[int] = 1
     join_documents: bool = True
@@ -326,17 +328,18 @@ def _check_corpus(corpus: seqio.Task, objective: Objective) -> None:
             f"Task {corpus.name!r} has an objective already: "
             f"bind {objective.name} to its corpus, {corpus.corpus.name!r}."
         )
-    feature = corpus.output_features.get("targets")
-    if feature is None:
-        raise InputError(
-            f"Task {corpus.name!r} has the output features {sorted(corpus.output_features)}, "
-            f"but {objective.name} reads a document from 'targets': add that one."
-        )
-    if feature.dtype != tf.int32 or feature.rank != 1:
-        raise InputError(
-            f"Feature 'targets' of task {corpus.name!r} must be int32 of rank 1, a document's tokens, "
-            f"not {feature.dtype.name} of rank {feature.rank}."
-        )
+    for name in objective.reads:
+        feature = corpus.output_features.get(name)
+        if feature is None:
+            raise InputError(
+                f"Task {corpus.name!r} has the output features {sorted(corpus.output_features)}, "
+                f"but {objective.name} reads {' and '.join(map(repr, objective.reads))}: add {name!r}."
+            )
+        if feature.dtype != tf.int32 or feature.rank != 1:
+            raise InputError(
+                f"Feature {name!r} of task {corpus.name!r} must be int32 of rank 1, tokens, "
+                f"not {feature.dtype.name} of rank {feature.rank}."
+            )
 
 
 def _bind_mixture(objective: Objective, mixture: seqio.Mixture, shuffle_buffer: int | None) -> seqio.Mixture:

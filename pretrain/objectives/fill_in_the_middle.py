@@ -1,6 +1,7 @@
 """Fill in the middle: a decoder learns to write what is missing between two pieces of code or text."""
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -143,7 +144,7 @@ class Splits:
                 text = spelled.decode()
                 parts += [(text[:at], text[at:]) for at in range(1, len(text))]
         left, right = (
-            tf.ragged.constant([[], *vocabularies.encode_pieces(texts, vocabulary)], tf.int32, ragged_rank=1)
+            _ragged([[], *vocabularies.encode_pieces(texts, vocabulary)])
             for texts in ([one for one, _ in parts], [other for _, other in parts])
         )
         return cls(tf.constant(characters), tf.constant(first), left, right)
@@ -192,3 +193,9 @@ class Splits:
             tf.concat([right[0], between, left[1]], axis=1),
             tf.concat([right[1], after], axis=1),
         )
+
+
+def _ragged(rows: Sequence[Sequence[int]]) -> tf.RaggedTensor:
+    # Many rows: tf.ragged.constant would take seconds.
+    flat = np.fromiter(itertools.chain.from_iterable(rows), np.int32)
+    return tf.RaggedTensor.from_row_lengths(flat, np.array([len(row) for row in rows], np.int64))
