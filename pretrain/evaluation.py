@@ -65,7 +65,8 @@ def text_entropies(run: RunConfig) -> dict[str, float]:
     counts = np.zeros((256, 256), np.int64)
     for batch in held_out(run):
         for example in rows.examples(batch):
-            ids = run.objective.complete(example.get("inputs", ()), example["targets"], vocabulary)
+            objective = run.objective.parts[int(example["part"])].objective
+            ids = objective.complete(example.get("inputs", ()), example["targets"], vocabulary)
             text = np.frombuffer(vocabularies.text_bytes(ids, vocabulary), np.uint8)
             np.add.at(counts, (text[:-1], text[1:]), 1)
     if jax.process_count() > 1:

@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from pretrain import positions
+from pretrain import mixing, positions
 from pretrain.data import groups, reading, seeds
 from pretrain.data import vocabulary as vocabularies
 from pretrain.data.hashing import mixed
-from pretrain.data.order import Mix, shuffled
+from pretrain.data.order import Schedule, shuffled
 from pretrain.data.store import Store
 from pretrain.errors import InputError
+from pretrain.objectives.base import Part
 from pretrain.parallel import sharding
 from pretrain.run import RunConfig
 
@@ -28,22 +29,31 @@ Batch = Mapping[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-    """The examples of a run's stores by position, as numpy arrays."""
+    """The examples of a run's stores by position, as numpy arrays.
+
+    order: which stream is read at each position; stream p * stores + s is store s, cut for part p.
+    chunk_lengths, shortest_chunks: of each part.
+    """
 
     stores: Sequence[Store]
-    mix: Mix
-    chunk_length: int
-    shortest_chunk: int
+    order: Schedule
+    chunk_lengths: Sequence[int]
+    shortest_chunks: Sequence[int]
     seed: int
 
     @functools.cached_property
     def sizes(self) -> list[int]:
-        """Examples in an epoch of each store."""
-        return [self._chunks(store) for store in self.stores]
+        """Examples in an epoch of each stream."""
+        parts = zip(self.chunk_lengths, self.shortest_chunks, strict=True)
+        return [self._chunks(store, *part) for part in parts for store in self.stores]
 
-    def _chunks(self, store: Store) -> int:
-        whole, rest = divmod(store.tokens, self.chunk_length)
-        return whole + (rest >= self.shortest_chunk)
+    def _chunks(self, store: Store, length: int, shortest: int) -> int:
+        whole, rest = divmod(store.tokens, length)
+        return whole + (rest >= shortest)
+
+    def part(self, positions: np.ndarray) -> np.ndarray:
+        """The part that each of `positions` [n] is of, int64 [n]."""
+        return self.order.position(positions)[0] // len(self.stores)
 
     def read(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The examples at `positions` [n], any of them from 0 up.
@@ -51,35 +61,35 @@ class Reader:
         Returns:
             int32 tokens end to end, int64 [n] lengths, int64 [n, 2] seeds.
         """
-        store, number = self.mix.position(positions)
-        epoch, within = np.divmod(number, np.array(self.sizes)[store])
+        stream, number = self.order.position(positions)
+        epoch, within = np.divmod(number, np.array(self.sizes)[stream])
         place = np.zeros_like(within)
-        for s, e in {*zip(store.tolist(), epoch.tolist(), strict=True)}:
-            own = (store == s) & (epoch == e)
+        for s, e in {*zip(stream.tolist(), epoch.tolist(), strict=True)}:
+            own = (stream == s) & (epoch == e)
             place[own] = shuffled(within[own], self.sizes[s], int(mixed(self.seed, s)[0]), e)
-        chunks = [
-            self.stores[s].chunk(i, self.chunk_length)
-            for s, i in zip(store.tolist(), place.tolist(), strict=True)
-        ]
-        seeds = mixed(self.seed, store[:, None], epoch[:, None], place[:, None], np.arange(2))
+        chunks = [self._chunk(s, i) for s, i in zip(stream.tolist(), place.tolist(), strict=True)]
+        seeds = mixed(self.seed, stream[:, None], epoch[:, None], place[:, None], np.arange(2))
         lengths = np.array([len(chunk) for chunk in chunks], np.int64)
         return np.concatenate(chunks), lengths, seeds.astype(np.int64)
+
+    def _chunk(self, stream: int, number: int) -> np.ndarray:
+        part, store = divmod(stream, len(self.stores))
+        return self.stores[store].chunk(number, self.chunk_lengths[part])
 
 
 def reader(run: RunConfig) -> Reader:
     """What the run reads. Raises InputError if its stores, objective or settings do not go together."""
-    objective, feature = run.objective, run.corpus().output_features["targets"]
-    if not objective.makes_chunks:
+    feature, parts = run.corpus().output_features["targets"], run.objective.parts
+    for part in parts:
+        _check(part, run)
+    # Some end documents and some do not: the stores hold EOS where any does, or where none.
+    ends = {part.objective.ends_documents and feature.add_eos for part in parts}
+    if len(ends) > 1:
         raise InputError(
-            f"{type(objective).__name__} makes its examples in a way of its own, which stores do not know: "
-            "leave RunConfig.stores out."
+            "RunConfig.stores are read either with EOS after each document or without, and the parts of the "
+            "mixture want both: leave RunConfig.stores out."
         )
-    if not objective.join_documents or run.pack:
-        raise InputError(
-            "RunConfig.stores hold documents end to end, whose chunks fill their rows: set "
-            "join_documents=True and pack=False."
-        )
-    eos = feature.vocabulary.eos_id if objective.ends_documents and feature.add_eos else None
+    eos = feature.vocabulary.eos_id if ends.pop() else None
     stores = [Store.open(directory, run.train_split, eos) for directory in run.stores or ()]
     for store in stores:
         if store.manifest.vocabulary != vocabularies.fingerprint(feature.vocabulary):
@@ -94,17 +104,36 @@ def reader(run: RunConfig) -> Reader:
         )
     found = Reader(
         stores=stores,
-        mix=Mix(rates),
-        chunk_length=objective.chunk_length(run.lengths),
-        shortest_chunk=objective.shortest_chunk,
+        order=mixing.of_rows(parts, run.batch_size, rates),
+        chunk_lengths=[part.objective.chunk_length(run.lengths) for part in parts],
+        shortest_chunks=[part.objective.shortest_chunk for part in parts],
         seed=run.seed,
     )
-    for store, size in zip(stores, found.sizes, strict=True):
+    for number, size in enumerate(found.sizes):
         if not size:
             raise InputError(
-                f"The store {store.directory} has no chunk of {run.train_split}: it is too small."
+                f"The store {stores[number % len(stores)].directory} has no chunk of {run.train_split}: it "
+                "is too small."
             )
     return found
+
+
+def _check(part: Part, run: RunConfig) -> None:
+    if part.task is not None:
+        raise InputError(
+            f"Part {part.called!r} has a task of its own, which RunConfig.stores do not hold: leave either "
+            "out."
+        )
+    if not part.objective.makes_chunks:
+        raise InputError(
+            f"{type(part.objective).__name__} makes its examples in a way of its own, which stores do not "
+            "know: leave RunConfig.stores out."
+        )
+    if not part.objective.join_documents or run.pack:
+        raise InputError(
+            "RunConfig.stores hold documents end to end, whose chunks fill their rows: set "
+            "join_documents=True and pack=False."
+        )
 
 
 class IndexedBatches(Iterator[Batch]):
@@ -117,7 +146,7 @@ class IndexedBatches(Iterator[Batch]):
 
     def __init__(self, run: RunConfig, skips: Sequence[range] = ()):
         self._run, self._reader, self._skips = run, reader(run), skips
-        self._rows = np.array(sharding.local_rows(run.batch_size), np.int64)
+        self._rows_held = np.array(sharding.local_rows(run.batch_size), np.int64)
         self.position = 0
         self._stream: Iterator[Batch] | None = None
         self._refused: InputError | None = None
@@ -147,7 +176,7 @@ class IndexedBatches(Iterator[Batch]):
             "the vocabulary": vocabulary,
             **seeds.IDENTITY,
             "the stores": " ".join(digests),
-            "their rates": " ".join(map(str, self._reader.mix.turns)),
+            "their rates": " ".join(str(turns) for mix in self._reader.order.mixes for turns in mix.turns),
         }
 
     def snapshot(self) -> Callable[[Path], None]:
@@ -165,27 +194,53 @@ class IndexedBatches(Iterator[Batch]):
 
     def _dataset(self, position: int) -> tf.data.Dataset:
         """This process's batches from `position` on: [rows, length] features."""
+        parts = range(len(self._run.objective.parts))
+        rows = [self._rows(part, position) for part in parts]
+        mix = rows[0]
+        if len(parts) > 1:
+            mix = tf.data.Dataset.choose_from_datasets(rows, self._turns(position))
+        batches = mix.batch(len(self._rows_held), drop_remainder=True)
+        return batches.prefetch(4).with_options(reading.options())
+
+    def _positions(self, position: int) -> Iterator[np.ndarray]:
+        """Those of this process's rows, of one batch after the other."""
+        while True:
+            position = self._unskipped(position)
+            yield position * self._run.batch_size + self._rows_held
+            position += 1
+
+    def _turns(self, position: int) -> tf.data.Dataset:
+        """The part of each row."""
+
+        def parts() -> Iterator[np.ndarray]:
+            return map(self._reader.part, self._positions(position))
+
+        signature = tf.TensorSpec([len(self._rows_held)], tf.int64)
+        return tf.data.Dataset.from_generator(parts, output_signature=signature).unbatch()
+
+    def _rows(self, part: int, position: int) -> tf.data.Dataset:
+        """The rows of one part, [length] features."""
         run, found = self._run, self._reader
 
         def examples() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-            at = position
-            while True:
-                at = self._unskipped(at)
+            for held in self._positions(position):
+                own = held[found.part(held) == part]
+                if not own.size:
+                    continue
                 try:
-                    read = found.read(at * run.batch_size + self._rows)
+                    read = found.read(own)
                 except InputError as error:
                     self._refused = error
                     raise
                 yield read
-                at += 1
 
         signature = (
             tf.TensorSpec([None], tf.int32),
-            tf.TensorSpec([len(self._rows)], tf.int64),
-            tf.TensorSpec([len(self._rows), 2], tf.int64),
+            tf.TensorSpec([None], tf.int64),
+            tf.TensorSpec([None, 2], tf.int64),
         )
         batches = tf.data.Dataset.from_generator(examples, output_signature=signature)
-        objective, features = run.objective, run.corpus().output_features
+        objective, features = run.objective.parts[part].objective, run.corpus().output_features
 
         def make(tokens: tf.Tensor, lengths: tf.Tensor, seeds: tf.Tensor) -> dict[str, tf.RaggedTensor]:
             chunks = tf.RaggedTensor.from_row_lengths(tokens, lengths, validate=False)
@@ -193,4 +248,4 @@ class IndexedBatches(Iterator[Batch]):
 
         converter = objective.converter(pack=False)
         rows = converter(groups.each(batches, make), task_feature_lengths=dict(run.lengths))
-        return rows.batch(len(self._rows), drop_remainder=True).prefetch(4).with_options(reading.options())
+        return mixing.marked(rows, run.objective.parts, part, run.lengths, pack=False)

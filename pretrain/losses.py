@@ -1,7 +1,7 @@
 """Losses, as sums with their weights: divide last, once, over the global batch."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ class TokenSums:
 
     loss: what is minimised (smoothed cross entropy + z-loss); nll: plain negative log likelihood in nats;
     z_loss: the z-loss part; correct: tokens whose argmax is right; weight: the weights.
+    of_parts: [parts, 3], nll, correct and weight of each part of a mixture.
     """
 
     loss: jax.Array
@@ -23,13 +24,16 @@ class TokenSums:
     z_loss: jax.Array
     correct: jax.Array
     weight: jax.Array
+    of_parts: jax.Array
 
 
 def token_cross_entropy(
     logits_BLV: jax.Array,
     targets_BL: jax.Array,
     weights_BL: jax.Array,
+    part_ids_BL: jax.Array | None = None,
     *,
+    num_parts: int = 0,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
 ) -> TokenSums:
@@ -39,7 +43,8 @@ def token_cross_entropy(
     entropy of that distribution is subtracted, so that a perfect model reaches 0. The z-loss is
     `z_loss * logsumexp(logits)^2` a token (https://arxiv.org/abs/2204.02311, section 5).
 
-    logits float [B, L, V], targets int [B, L] in [0, V), weights float [B, L].
+    logits float [B, L, V], targets int [B, L] in [0, V), weights float [B, L], part ids int [B, L] in
+    [0, num_parts).
     """
     logits = logits_BLV.astype(jnp.float32)
     vocab = logits.shape[-1]
@@ -58,12 +63,26 @@ def token_cross_entropy(
     # argmax, the first of equals, as two reductions: jnp.argmax would gather a vocabulary that is cut.
     seen = jax.lax.stop_gradient(logits)
     best = jnp.min(jnp.where(seen == jnp.max(seen, axis=-1, keepdims=True), ids, vocab), axis=-1)
+    of_tokens = (nll * weights_BL, (best == targets_BL) * weights_BL, weights_BL)
     return TokenSums(
         loss=jnp.sum((loss + z) * weights_BL),
-        nll=jnp.sum(nll * weights_BL),
         z_loss=jnp.sum(z * weights_BL),
-        correct=jnp.sum((best == targets_BL) * weights_BL),
-        weight=jnp.sum(weights_BL),
+        nll=jnp.sum(of_tokens[0]),
+        correct=jnp.sum(of_tokens[1]),
+        weight=jnp.sum(of_tokens[2]),
+        of_parts=_by_part(of_tokens, part_ids_BL, num_parts),
+    )
+
+
+def _by_part(of_tokens: Sequence[jax.Array], part_ids_BL: jax.Array | None, num_parts: int) -> jax.Array:
+    """[parts, sums], none without part ids."""
+    if part_ids_BL is None:
+        return jnp.zeros((0, len(of_tokens)), jnp.float32)
+    return jnp.stack(
+        [
+            jnp.stack([jnp.sum(x_BL * (part_ids_BL == part)) for x_BL in of_tokens])
+            for part in range(num_parts)
+        ]
     )
 
 
@@ -85,7 +104,8 @@ def in_chunks(sums: Callable[..., TokenSums], parts: int) -> Callable[..., Token
         def add(totals: TokenSums, part: tuple[jax.Array, ...]) -> tuple[TokenSums, None]:
             return jax.tree.map(jnp.add, totals, jax.checkpoint(sums)(*part)), None
 
-        zero = TokenSums(*(jnp.zeros((), jnp.float32) for _ in dataclasses.fields(TokenSums)))
-        return jax.lax.scan(add, zero, tuple(cut(x) for x in whole))[0]
+        parts_of = tuple(cut(x) for x in whole)
+        of_one = jax.eval_shape(sums, *(x[0] for x in parts_of))
+        return jax.lax.scan(add, sharding.zeros_like(of_one), parts_of)[0]
 
     return over_parts

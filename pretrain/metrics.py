@@ -34,6 +34,14 @@ def figures(sums: Mapping[str, float]) -> dict[str, float]:
     result["perplexity"] = math.exp(loss) if loss < 700 else math.inf
     if sums["bytes"]:
         result["bits_per_byte"] = sums["nll"] / math.log(2) / sums["bytes"]
+    rows = {key.removeprefix("rows/"): value for key, value in sums.items() if key.startswith("rows/")}
+    for name, number in rows.items():
+        # Of each part of a mixture; one that had no row in these batches has no mean.
+        result[f"rate/{name}"] = number / sum(rows.values())
+        if part := sums[f"weight/{name}"]:
+            result[f"loss/{name}"] = sums[f"nll/{name}"] / part
+            result[f"accuracy/{name}"] = sums[f"correct/{name}"] / part
+            result[f"tokens/{name}"] = part
     if sums.get("z_loss"):
         result["z_loss"] = sums["z_loss"] / weight
     return result

@@ -16,9 +16,10 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from pretrain import positions
+from pretrain import mixing, positions
 from pretrain.data import reading, seeds
 from pretrain.data import vocabulary as vocabularies
+from pretrain.data.hashing import mixed
 from pretrain.errors import InputError
 from pretrain.indexed import IndexedBatches
 from pretrain.parallel import sharding
@@ -29,16 +30,39 @@ Batch = Mapping[str, np.ndarray]
 _STATE = {"tensor_names": ["iterator"], "shape_and_slices": [""]}  # of an iterator in TensorFlow's files
 
 
-def examples(run: RunConfig, split: str, *, training: bool, shard: seqio.ShardInfo) -> tf.data.Dataset:
-    """Rows of model features of this shard of the split: shuffled and endless, or once and in order."""
-    bound = run.objective.bind(run.corpus(), run.shuffle_buffer)
+def rows(
+    run: RunConfig, split: str, *, training: bool, shard: seqio.ShardInfo, batch: int
+) -> tf.data.Dataset:
+    """Rows of model features of this shard of the split: shuffled and endless, or once and in order.
+
+    batch: how many of them are of one step.
+    """
+    parts = range(len(run.objective.parts))
+    streams = [_rows(run, part, split, training=training, shard=shard) for part in parts]
+    if len(streams) == 1:
+        return streams[0]
+    # An evaluation reads all parts in turn, as long as they last.
+    turns = mixing.of_rows(run.objective.parts, batch) if training else mixing.evenly(len(streams))
+    return tf.data.Dataset.choose_from_datasets(
+        streams, mixing.choices(turns), stop_on_empty_dataset=training
+    )
+
+
+def _rows(
+    run: RunConfig, number: int, split: str, *, training: bool, shard: seqio.ShardInfo
+) -> tf.data.Dataset:
+    """Those of one part."""
+    objective = run.objective.parts[number].objective
+    bound = objective.bind(run.corpora()[number], run.shuffle_buffer)
+    # Parts that read one corpus read it in an order of their own.
+    seed = run.seed if number == 0 else int(mixed(run.seed, number)[0] % 2**32)
     read = {
         "sequence_length": dict(run.lengths),
         "split": split,
         "use_cached": run.use_cached,
         "shuffle": training,
         # Held-out noise is the same for every run, so that runs of different seeds can be compared.
-        "seed": run.seed if training else 0,
+        "seed": seed if training else 0,
         "shard_info": shard,
         "num_epochs": None if training else 1,
         # An in-memory cache would be written into every checkpoint of the iterator.
@@ -51,7 +75,8 @@ def examples(run: RunConfig, split: str, *, training: bool, shard: seqio.ShardIn
         )
     else:
         dataset = bound.get_dataset(**read)
-    return run.objective.converter(run.pack)(dataset, task_feature_lengths=dict(run.lengths))
+    made = objective.converter(run.pack)(dataset, task_feature_lengths=dict(run.lengths))
+    return mixing.marked(made, run.objective.parts, number, run.lengths, run.pack)
 
 
 def _one_after_another(datasets: Sequence[tf.data.Dataset], features: Iterable[str]) -> tf.data.Dataset:
@@ -72,12 +97,12 @@ def batches(
     index, count = sharding.local_share(run.batch_size)
     shard = seqio.ShardInfo(index=index, num_shards=count)
     split = split or (run.train_split if training else run.eval_split)
-    rows = run.batch_size // count
-    dataset = examples(run, split, training=training, shard=shard).batch(rows, drop_remainder=training)
-    dataset = dataset.prefetch(4).with_options(reading.options())
-    name = f"split {split!r} of task {run.corpus().name!r}"
+    size = run.batch_size // count
+    dataset = rows(run, split, training=training, shard=shard, batch=size)
+    dataset = dataset.batch(size, drop_remainder=training).prefetch(4).with_options(reading.options())
+    name = f"split {split!r} of task {' and '.join(repr(task.name) for task in run.tasks())}"
     what = identity(run, split) | {"the share of a process": f"{index} of {count}"}
-    return Batches(dataset, rows, name, what, skips)
+    return Batches(dataset, size, name, what, skips)
 
 
 def identity(run: RunConfig, split: str) -> dict[str, str]:
@@ -86,9 +111,8 @@ def identity(run: RunConfig, split: str) -> dict[str, str]:
     A source may have a method `identity(split) -> str`, as those in `tasks` do; of others, the names of the
     files count, without their directories: a corpus may move.
     """
-    corpus = run.corpus()
     parts = {"the vocabulary": vocabularies.fingerprint(run.vocabulary()), **seeds.IDENTITY}
-    for task in corpus.tasks if isinstance(corpus, seqio.Mixture) else [corpus]:
+    for task in run.tasks():
         if split in task.splits:
             parts[f"the {split} data of task {task.name!r}"] = identity_of_source(task.source, split)
     return parts
@@ -217,11 +241,9 @@ def to_devices(batch: Batch, mesh: jax.sharding.Mesh, rules: sharding.Rules) -> 
 
 def abstract_batch(run: RunConfig, mesh: jax.sharding.Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """The shapes of a global batch on the devices of `mesh`, without reading one."""
-    converter = run.objective.converter(run.pack)
     layout = sharding.named(mesh, run.rules, ("batch", "length"))
+    features = mixing.features(run.objective.parts, run.lengths, run.pack)
     return {
-        name: jax.ShapeDtypeStruct(
-            (run.batch_size, length), converter.MODEL_FEATURES[name].dtype.as_numpy_dtype, sharding=layout
-        )
-        for name, length in converter.get_model_feature_lengths(run.lengths).items()
+        name: jax.ShapeDtypeStruct((run.batch_size, length), dtype.as_numpy_dtype, sharding=layout)
+        for name, (length, dtype) in features.items()
     }

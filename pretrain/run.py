@@ -113,16 +113,22 @@ class RunConfig:
 
     def corpus(self) -> seqio.Task | seqio.Mixture:
         """The task before any objective, looked up if it was given by name."""
-        if not isinstance(self.task, str):
-            return self.task
-        try:
-            return seqio.get_mixture_or_task(self.task)
-        except ValueError:
-            known = sorted({*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()})
-            raise InputError(
-                f"RunConfig.task is {self.task!r}, which nothing that the run file imports registers: import "
-                f"the module that does, or use one of {', '.join(known) or 'none'}."
-            ) from None
+        return _corpus(self.task, "RunConfig.task")
+
+    def corpora(self) -> list[seqio.Task | seqio.Mixture]:
+        """What each part of the objective reads; of one that is no mixture, the run's corpus alone."""
+        return [
+            self.corpus() if part.task is None else _corpus(part.task, f"The task of part {part.called!r}")
+            for part in self.objective.parts
+        ]
+
+    def tasks(self) -> list[seqio.Task]:
+        """The tasks that the corpora are made of, each once."""
+        found: dict[str, seqio.Task] = {}
+        for corpus in self.corpora():
+            for task in corpus.tasks if isinstance(corpus, seqio.Mixture) else [corpus]:
+                found.setdefault(task.name, task)
+        return list(found.values())
 
     def vocabulary(self) -> seqio.Vocabulary:
         """The vocabulary of the targets, which is that of the model."""
@@ -138,13 +144,17 @@ class RunConfig:
                 f"{type(self.model).__name__}.vocab_size is {self.model.vocab_size}; set it to "
                 f"{-(-vocabulary.vocab_size // 128) * 128}."
             )
-        corpus = self.corpus()
-        for task in corpus.tasks if isinstance(corpus, seqio.Mixture) else [corpus]:
+        for task in self.tasks():
             if self.use_cached and task.cache_dir is None:
                 raise InputError(
                     f"RunConfig.use_cached is True, but task {task.name!r} is in none of SeqIO's cache "
                     "directories: cache it there, or set use_cached=False."
                 )
+        for corpus in self.corpora():
+            self._check_corpus(corpus)
+        self.objective.check(self.lengths, vocabulary)
+
+    def _check_corpus(self, corpus: seqio.Task | seqio.Mixture) -> None:
         for setting, split in (
             ("train_split", self.train_split),
             ("eval_split (or --split)", self.eval_split),
@@ -154,7 +164,11 @@ class RunConfig:
                     f"Task {corpus.name!r} has no split {split!r}: set {setting} to one of "
                     f"{', '.join(corpus.splits)}."
                 )
-        self.objective.check(self.lengths, vocabulary)
+        if corpus.output_features["targets"].vocabulary != self.vocabulary():
+            raise InputError(
+                f"Task {corpus.name!r} of a part has another vocabulary than task {self.corpus().name!r} "
+                "of the run: one model has one."
+            )
 
     def check_batch(self, mesh: jax.sharding.Mesh) -> None:
         """Raises InputError if the batch and the lengths of its rows cannot be cut evenly over the mesh, or
@@ -184,3 +198,16 @@ class RunConfig:
                     f"RunConfig.lengths[{feature!r}] is {length}: make it a multiple of {cuts}, the shares "
                     f"of the mesh ({described(axis_sizes)}) times the objective's loss_chunks."
                 )
+
+
+def _corpus(task: str | seqio.Task | seqio.Mixture, setting: str) -> seqio.Task | seqio.Mixture:
+    if not isinstance(task, str):
+        return task
+    try:
+        return seqio.get_mixture_or_task(task)
+    except ValueError:
+        known = sorted({*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()})
+        raise InputError(
+            f"{setting} is {task!r}, which nothing that the run file imports registers: import "
+            f"the module that does, or use one of {', '.join(known) or 'none'}."
+        ) from None

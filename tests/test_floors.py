@@ -24,6 +24,7 @@ FLOORS = {
     "pretrain.objectives": 3,
     "pretrain.optim": 3,
     "pretrain.run": 4,
+    "pretrain.mixing": 4,
     "pretrain.positions": 2,
     "pretrain.workers": 1,
     "pretrain.caching": 2,

@@ -99,6 +99,10 @@ class ConsoleObserver:
         shown = ("loss", "accuracy", "bits_per_byte")
         text = "  ".join(f"{name.replace('_', ' ')} {figures[name]:.3f}" for name in shown if name in figures)
         self._say(f"step {step:,} held out: {text}")
+        parts = [name.removeprefix("loss/") for name in figures if name.startswith("loss/")]
+        for part in parts:
+            loss, accuracy = figures[f"loss/{part}"], figures[f"accuracy/{part}"]
+            self._say(f"  {part}: loss {loss:.3f}  accuracy {accuracy:.3f}")
 
     def saved(self, step: int) -> None:
         if not self._bar:

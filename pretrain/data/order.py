@@ -145,6 +145,55 @@ class Mix:
         store = stores[within]
         return store, period * self.turns[store] + before[within]
 
+    def counts(self, number: int) -> np.ndarray:
+        """How often each store is read at the first `number` positions, int64 [stores].
+
+        >>> Mix([3.0, 1.0]).counts(6).tolist()
+        [5, 1]
+        """
+        periods, rest = divmod(number, self.PERIOD)
+        return periods * self.turns + np.bincount(self.stores[:rest], minlength=len(self.turns))
+
+    @property
+    def stores(self) -> np.ndarray:
+        """The store of each position of a period, int64 [PERIOD]."""
+        return self._period[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """Mixes of the same stores that follow each other.
+
+    Attributes:
+        starts: the position from which each mix is read, in order, the first of them 0.
+        mixes: as many.
+
+    >>> store, index = Schedule([0, 4], [Mix([1.0, 0.0]), Mix([1.0, 1.0])]).position(np.arange(8))
+    >>> store.tolist(), index.tolist()
+    ([0, 0, 0, 0, 0, 1, 0, 1], [0, 1, 2, 3, 4, 0, 5, 1])
+    """
+
+    starts: Sequence[int]
+    mixes: Sequence[Mix]
+
+    @functools.cached_property
+    def _before(self) -> np.ndarray:
+        """How often each store was read before each start, int64 [starts, stores]."""
+        lengths = np.diff(self.starts)
+        counts = [mix.counts(int(length)) for mix, length in zip(self.mixes, lengths, strict=False)]
+        return np.cumsum([np.zeros_like(self.mixes[0].turns), *counts], axis=0)
+
+    def position(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As that of a mix."""
+        index = np.asarray(index, np.int64)
+        stretch = np.searchsorted(self.starts, index, side="right") - 1
+        store, example = np.zeros_like(index), np.zeros_like(index)
+        for number in np.unique(stretch):
+            own = stretch == number
+            store[own], example[own] = self.mixes[number].position(index[own] - self.starts[number])
+            example[own] += self._before[number, store[own]]
+        return store, example
+
 
 def _is_rate(rate: object) -> bool:
     return isinstance(rate, int | float | np.number) and math.isfinite(rate) and bool(rate >= 0)

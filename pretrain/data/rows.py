@@ -16,8 +16,16 @@ def scored(batch: Mapping[str, Any]) -> tuple[Any, Any]:
     return batch[f"{side(batch)}_target_tokens"], batch[f"{side(batch)}_loss_weights"]
 
 
+def part_ids(batch: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The number of the part of a mixture that each target is of, [batch, length], or nothing."""
+    name = f"{side(batch)}_part_ids"
+    return (batch[name],) if name in batch else ()
+
+
 def examples(batch: Mapping[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
-    """Every example of a batch, in row order: "targets", "weights" and, with an encoder, "inputs".
+    """Every example of a batch, in row order: "targets", "weights", with an encoder "inputs", and "part".
+
+    The part, of a mixture, is one number, and 0 where there is none.
 
     Each is [tokens of the example], without padding. A decoder's prefix has weight 0 and is in the targets.
 
@@ -34,6 +42,7 @@ def examples(batch: Mapping[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]
             example = {
                 "targets": targets[row][own],
                 "weights": weights[row][own],
+                "part": np.max([ids[row][0] for ids in part_ids(batch)], initial=0),
             }
             if "encoder_segment_ids" in batch:
                 example["inputs"] = batch["encoder_input_tokens"][row][

@@ -11,9 +11,10 @@ the feature says so:
 
 import abc
 import dataclasses
+import math
 import numbers
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import seqio
@@ -26,6 +27,7 @@ from pretrain.errors import InputError
 
 Family = Literal["encoder_decoder", "decoder", "encoder"]
 Preprocessor = Callable[..., tf.data.Dataset]
+Rate = float | Sequence[tuple[int, float]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,6 +68,11 @@ class Objective(abc.ABC):
     @abc.abstractmethod
     def family(self) -> Family:
         """The kind of model it trains."""
+
+    @property
+    def parts(self) -> "Sequence[Part]":
+        """What it is made of: itself, but where it is a mixture."""
+        return (Part(objective=self),)
 
     @property
     def name(self) -> str:
@@ -194,13 +201,14 @@ class Objective(abc.ABC):
         """
         from pretrain import losses  # here, because the data side of an objective needs no jax
 
-        def sums(features, targets, weights):
+        def sums(features, targets, weights, *part_ids):
             return losses.token_cross_entropy(
-                model.logits(features), targets, weights,
+                model.logits(features), targets, weights, *part_ids, num_parts=len(self.parts),
                 label_smoothing=self.label_smoothing, z_loss=self.z_loss,
             )  # fmt: skip
 
-        return losses.in_chunks(sums, self.loss_chunks)(model.features(batch, key), *rows.scored(batch))
+        of_tokens = (*rows.scored(batch), *rows.part_ids(batch))
+        return losses.in_chunks(sums, self.loss_chunks)(model.features(batch, key), *of_tokens)
 
     @property
     def bidirectional_prompt(self) -> bool:
@@ -242,6 +250,53 @@ class Objective(abc.ABC):
         return BoundTask(task, self, shuffle_buffer)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+    """One of the things that a run learns: an objective, on a corpus, in a share of the rows.
+
+    Attributes:
+        objective: what to learn.
+        task: from what, as `RunConfig.task`; None is the run's.
+        rate: its share of the rows, relative to the other parts; or pairs (step, rate) in order, the first
+            of step 0: the share from that step on.
+        weight: what its loss weights are multiplied by.
+        name: what its figures are called; None is the objective's name.
+    """
+
+    objective: Objective
+    task: str | seqio.Task | seqio.Mixture | None = None
+    rate: Rate = 1.0
+    weight: float = 1.0
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.objective, Objective):
+            raise InputError(
+                f"Part.objective is {self.objective!r}; give an objective, such as @causal_lm.CausalLM()."
+            )
+        if not 0 < self.weight < math.inf:
+            raise InputError(f"Part.weight of {self.called} must be above 0, not {self.weight}.")
+        steps = [step for step, _ in self.rates]
+        if not steps or steps[0] != 0 or sorted(set(steps)) != steps:
+            raise InputError(
+                f"Part.rate of {self.called} changes at the steps {steps}: begin with step 0, and go up."
+            )
+        if not all(0 <= rate < math.inf for _, rate in self.rates):
+            raise InputError(f"Part.rate of {self.called} must not be negative, as in {self.rate}.")
+
+    @property
+    def called(self) -> str:
+        return self.name or self.objective.name
+
+    @property
+    def rates(self) -> Sequence[tuple[int, float]]:
+        """(step, rate) of each stretch of steps."""
+        return [(0, self.rate)] if isinstance(self.rate, int | float) else list(self.rate)
+
+    def rate_at(self, step: int) -> float:
+        return [rate for first, rate in self.rates if first <= step][-1]
+
+
 def _is_ragged(tokens: Any) -> bool:
     return isinstance(tokens, tf.RaggedTensor)
 
@@ -250,6 +305,15 @@ def _ended(tokens: tf.RaggedTensor, feature: seqio.Feature) -> tf.RaggedTensor:
     if not feature.add_eos:
         return tokens
     return tf.concat([tokens, tf.fill([tokens.nrows(), 1], feature.vocabulary.eos_id)], axis=1)
+
+
+def check_family(objective: Objective) -> None:
+    """Raises InputError unless the objective's family is one that reads inputs and writes targets."""
+    if objective.family not in ("decoder", "encoder_decoder"):
+        raise InputError(
+            f"{type(objective).__name__}.family must be 'decoder' or 'encoder_decoder', "
+            f"not {objective.family!r}."
+        )
 
 
 def check_lengths(objective: Objective, lengths: Mapping[str, int] | None, **least: int) -> None:

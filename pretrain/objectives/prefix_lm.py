@@ -9,8 +9,7 @@ import tensorflow as tf
 
 from pretrain.data import noise
 from pretrain.data.converters import EncoderDecoderConverter, PrefixDecoderConverter
-from pretrain.errors import InputError
-from pretrain.objectives.base import Family, Objective, check_lengths
+from pretrain.objectives.base import Family, Objective, check_family, check_lengths
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,8 +40,7 @@ class PrefixLM(Objective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.family not in ("decoder", "encoder_decoder"):
-            raise InputError(f"PrefixLM.family must be 'decoder' or 'encoder_decoder', not {self.family!r}.")
+        check_family(self)
 
     def check(self, lengths: Mapping[str, int], vocabulary: seqio.Vocabulary) -> None:
         if self.family == "decoder":

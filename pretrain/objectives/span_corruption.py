@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import ClassVar
 
 import numpy as np
 import seqio
@@ -11,10 +10,10 @@ import tensorflow as tf
 
 from pretrain.data import noise
 from pretrain.data import vocabulary as vocabularies
-from pretrain.data.converters import EncoderDecoderConverter
+from pretrain.data.converters import EncoderDecoderConverter, PrefixDecoderConverter
 from pretrain.data.vocabulary import Ids, num_sentinels
 from pretrain.errors import InputError
-from pretrain.objectives.base import Family, Objective, check_lengths
+from pretrain.objectives.base import Family, Objective, check_family, check_lengths
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,20 +32,30 @@ class SpanCorruption(Objective):
     pipeline, this one reads every token of a document and not a random 65,536 of them, and refuses
     settings that would run over the sentinels into real vocabulary.
 
+    family="decoder": inputs, without EOS, and targets share one row of lengths["targets"], the inputs read in
+    both directions as in `PrefixDecoderConverter`.
+
     Examples: {"inputs": int32 [up to lengths["inputs"]], "targets": int32 [up to lengths["targets"]]}.
 
     Attributes:
+        family: the kind of model to train, "encoder_decoder" or "decoder".
         noise_density: fraction of a chunk's tokens that is hidden, in (0, 1).
         mean_span_length: mean tokens in a hidden span, at least 1.
+        most_spans: chunks are as much shorter as their spans, at most so many, and their targets need to
+            fit; None refuses settings with which full chunks do not.
     """
 
-    family: ClassVar[Family] = "encoder_decoder"
+    family: Family = "encoder_decoder"
     noise_density: float = 0.15
     mean_span_length: float = 3.0
+    most_spans: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_family(self)
         density, mean = self.noise_density, self.mean_span_length
+        if self.most_spans is not None and self.most_spans < 1:
+            raise InputError(f"SpanCorruption.most_spans must be at least 1, not {self.most_spans}.")
         if not 0 < density < 1:
             raise InputError(f"SpanCorruption.noise_density must be between 0 and 1, not {density}.")
         if mean < 1:
@@ -58,7 +67,19 @@ class SpanCorruption(Objective):
             )
 
     def chunk_length(self, lengths: Mapping[str, int]) -> int:
-        return self.tokens_length(lengths["inputs"])
+        if self.family == "decoder":
+            tokens = lengths["targets"]
+            while sum(self.corrupted_lengths(tokens)) - 1 > lengths["targets"]:
+                tokens -= 1
+        else:
+            tokens = self.tokens_length(lengths["inputs"])
+        if self.most_spans is not None:
+            while self._counts(tokens)[1] > self.most_spans or self._too_long(tokens, lengths["targets"]):
+                tokens -= 1
+        return tokens
+
+    def _too_long(self, tokens: int, targets_length: int) -> bool:
+        return self.family == "encoder_decoder" and self.corrupted_lengths(tokens)[1] > targets_length
 
     def examples(
         self, chunks: tf.RaggedTensor, seeds: tf.Tensor, lengths, vocabulary
@@ -90,7 +111,14 @@ class SpanCorruption(Objective):
         return tokens_length - hidden + spans + 1, hidden + spans + 1
 
     def check(self, lengths: Mapping[str, int], vocabulary: seqio.Vocabulary) -> None:
+        if self.family == "decoder":
+            check_lengths(self, lengths, targets=6)
+            self._check_spans(lengths, num_sentinels(vocabulary))
+            return
         check_lengths(self, lengths, inputs=3, targets=3)
+        if self.most_spans is not None:
+            self._check_spans(lengths, num_sentinels(vocabulary))
+            return
         inputs, sentinels = lengths["inputs"], num_sentinels(vocabulary)
         tokens = self.tokens_length(inputs)
         _, targets = self.corrupted_lengths(tokens)
@@ -113,14 +141,29 @@ class SpanCorruption(Objective):
                 f"or extra_ids={spans}."
             )
 
-    def output_features(self, corpus_features: Mapping[str, seqio.Feature]) -> dict[str, seqio.Feature]:
-        return {"inputs": corpus_features["targets"], "targets": corpus_features["targets"]}
+    def _check_spans(self, lengths: Mapping[str, int], sentinels: int) -> None:
+        spans = self._counts(self.chunk_length(lengths))[1]
+        if spans > sentinels:
+            raise InputError(
+                f"SpanCorruption hides up to {spans} spans in a chunk, but the vocabulary has {sentinels} "
+                f"sentinels: use most_spans={sentinels}, or extra_ids={spans}."
+            )
 
-    def converter(self, pack: bool) -> EncoderDecoderConverter:
-        return EncoderDecoderConverter(pack)
+    def output_features(self, corpus_features: Mapping[str, seqio.Feature]) -> dict[str, seqio.Feature]:
+        targets = corpus_features["targets"]
+        ends = targets.add_eos and self.family == "encoder_decoder"
+        return {"inputs": dataclasses.replace(targets, add_eos=ends), "targets": targets}
+
+    def converter(self, pack: bool) -> EncoderDecoderConverter | PrefixDecoderConverter:
+        return PrefixDecoderConverter(pack) if self.family == "decoder" else EncoderDecoderConverter(pack)
+
+    @property
+    def bidirectional_prompt(self) -> bool:
+        return self.family == "decoder"
 
     def encode_prompt(self, text: str, feature: seqio.Feature) -> list[int]:
-        return gaps_to_fill(text, feature)
+        ids = gaps_to_fill(text, feature)
+        return ids[:-1] if feature.add_eos and self.family == "decoder" else ids
 
     def complete(self, inputs: Ids, targets: Ids, vocabulary: seqio.Vocabulary) -> list[int]:
         return merge_spans(np.asarray(inputs), np.asarray(targets), vocabulary)[0].tolist()

@@ -67,14 +67,28 @@ def loss_sums(
     """Float32 scalar sums over the batch: those of the objective, `tokens` and `bytes`.
 
     tokens: positions that hold a token, encoder and decoder both; padding is not counted.
+    nll/NAME, correct/NAME, weight/NAME, rows/NAME: of each part of a mixture.
     bytes: of text that the weighted targets stand for (sentinels and EOS stand for none).
     """
     sums = dict(vars(objective.loss(model, batch, key)))
+    sums |= _of_parts(objective, sums.pop("of_parts"), batch)
     segments = [batch[name] for name in batch if name.endswith("_segment_ids")]
     sums["tokens"] = sum(jnp.sum(ids > 0, dtype=jnp.float32) for ids in segments)
     table = jnp.asarray(token_bytes, jnp.float32)
     targets, weights = rows.scored(batch)
     sums["bytes"] = jnp.sum(sharding.take(table, targets, ("batch", "length")) * (weights > 0))
+    return sums
+
+
+def _of_parts(objective: Objective, of_parts: jax.Array, batch: Batch) -> Sums:
+    sums: Sums = {}
+    for ids_BL in rows.part_ids(batch):
+        used_BL = batch[f"{rows.side(batch)}_segment_ids"] > 0
+        for number, part in enumerate(objective.parts):
+            for column, name in enumerate(("nll", "correct", "weight")):
+                sums[f"{name}/{part.called}"] = of_parts[number, column]
+            own_B = jnp.any(used_BL & (ids_BL == number), axis=1)
+            sums[f"rows/{part.called}"] = jnp.sum(own_B, dtype=jnp.float32)
     return sums
 
 

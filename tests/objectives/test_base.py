@@ -287,7 +287,7 @@ def test_a_bound_task_cannot_be_bound_again(corpus):
 def test_a_corpus_needs_targets(corpus, vocabulary):
     with pytest.raises(InputError, match=r"\['text'\], but causal_lm reads 'targets': add 'targets'"):
         CausalLM().bind(corpus(output_features={"text": seqio.Feature(vocabulary)}))
-    with pytest.raises(InputError, match="must be int32 of rank 1, a document's tokens, not float32"):
+    with pytest.raises(InputError, match="must be int32 of rank 1, tokens, not float32"):
         CausalLM().bind(corpus(output_features={"targets": seqio.Feature(vocabulary, dtype=tf.float32)}))
 
 
