@@ -1,7 +1,8 @@
 """Losses, as sums with their weights: divide last, once, over the global batch."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -109,3 +110,70 @@ def in_chunks(sums: Callable[..., TokenSums], parts: int) -> Callable[..., Token
         return jax.lax.scan(add, sharding.zeros_like(of_one), parts_of)[0]
 
     return over_parts
+
+
+def pair_embeddings(
+    model: Any, batch: Mapping[str, jax.Array], key: jax.Array | None, chunks: int
+) -> tuple[jax.Array, jax.Array]:
+    """The vectors of both sides of the pairs, float32 [B, E] each.
+
+    chunks: parts of the batch that are encoded one after the other, and again for the gradient: the exact
+        gradient of a large batch in the memory of a part (the aim of https://arxiv.org/abs/2101.06983).
+    """
+
+    def both(part: tuple[jax.Array, Mapping[str, jax.Array]]) -> tuple[jax.Array, jax.Array]:
+        number, rows = part
+        keys = (None, None) if key is None else jax.random.split(jax.random.fold_in(key, number))
+        return model.embed(rows, "left", keys[0]), model.embed(rows, "right", keys[1])
+
+    if chunks == 1:
+        return both((jnp.zeros((), jnp.int32), batch))
+
+    def cut(x_BL: jax.Array) -> jax.Array:
+        # Part p has the rows p, p + chunks, ...: every device finds its share among the rows it holds.
+        size, length = x_BL.shape
+        x_RPL = sharding.reshape(x_BL, (size // chunks, chunks, length), ("batch", None, "length"))
+        return jnp.moveaxis(x_RPL, 1, 0)
+
+    def joined(x_PRE: jax.Array) -> jax.Array:
+        _, _, size = x_PRE.shape
+        return sharding.reshape(jnp.moveaxis(x_PRE, 0, 1), (-1, size), ("batch", None))
+
+    left, right = jax.lax.map(jax.checkpoint(both), (jnp.arange(chunks), jax.tree.map(cut, dict(batch))))
+    return joined(left), joined(right)
+
+
+def pair_cross_entropy(
+    left_BE: jax.Array, right_BE: jax.Array, real_B: jax.Array, scale: jax.Array, *, symmetric: bool = False
+) -> TokenSums:
+    """Cross entropy of which of all right vectors belongs to each left one: that of its row.
+
+    Args:
+        left_BE, right_BE: float32 vectors of length 1, of the global batch.
+        real_B: bool, False for rows of padding, which neither ask nor answer.
+        scale: what cosines are multiplied by.
+        symmetric: also the other way round; the mean of both.
+
+    Returns:
+        Sums over the pairs; `correct` counts those whose own right vector is the most alike.
+    """
+
+    def one_way(asks_BE: jax.Array, answers_BE: jax.Array) -> tuple[jax.Array, jax.Array]:
+        everyone = ("batch", None)  # each row is compared with those of all devices
+        answers_CE = sharding.constrain(answers_BE, (None, None))
+        cosines_BC = sharding.einsum("BE,CE->BC", asks_BE, answers_CE, axes=everyone)
+        logits_BC = jnp.where(sharding.constrain(real_B, (None,)), scale * cosines_BC, -1e9)
+        rows = jnp.arange(logits_BC.shape[1])
+        own_BC = sharding.constrain(rows[:, None] == rows[None, :], everyone)
+        own_B = jnp.sum(jnp.where(own_BC, logits_BC, 0.0), axis=1)
+        nll_B = jax.nn.logsumexp(logits_BC, axis=1) - own_B
+        correct_B = own_B >= jnp.max(logits_BC, axis=1)
+        return jnp.sum(jnp.where(real_B, nll_B, 0.0)), jnp.sum(real_B & correct_B, dtype=jnp.float32)
+
+    ways = [one_way(left_BE, right_BE)]
+    if symmetric:
+        ways.append(one_way(right_BE, left_BE))
+    nll, correct = (sum(each) / len(ways) for each in zip(*ways, strict=True))
+    zero = jnp.zeros((), jnp.float32)
+    weight = jnp.sum(real_B, dtype=jnp.float32)
+    return TokenSums(nll, nll, zero, correct, weight, jnp.zeros((0, 3), jnp.float32))

@@ -175,6 +175,11 @@ class RunConfig:
         the model's attention is for other devices.
         """
         backends.check_platform(self.model.attention, mesh.devices.flat[0].platform)
+        if self.objective.compares_rows and (self.microbatches > 1 or self.batch_size < 2):
+            raise InputError(
+                f"{type(self.objective).__name__} compares the rows of a batch with each other: give a "
+                "batch_size of at least 2 and microbatches=1; its own setting `chunks` saves memory."
+            )
         axis_sizes = mesh.shape
         check_rules(self.rules, axis_sizes)
         shares = self.rules.shares("batch", axis_sizes)

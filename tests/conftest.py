@@ -36,6 +36,7 @@ BERT = {
 def _tiny_config(family: str, **changes):
     """A model of a few thousand parameters; heads, mlp and vocabulary divide by 4."""
     from pretrain.models.decoder import DecoderConfig
+    from pretrain.models.dual_encoder import DualEncoderConfig
     from pretrain.models.encoder import EncoderConfig
     from pretrain.models.encoder_decoder import EncoderDecoderConfig
 
@@ -44,6 +45,8 @@ def _tiny_config(family: str, **changes):
         return DecoderConfig(**{**sizes, "num_layers": 2, "num_kv_heads": 2, **changes})
     if family == "encoder":
         return EncoderConfig(**{**sizes, "num_layers": 2, **changes})
+    if family == "dual_encoder":
+        return DualEncoderConfig(**{**sizes, "num_layers": 2, **changes})
     if family == "bert":
         return EncoderConfig(**{**sizes, **BERT, "num_layers": 2, **changes})
     return EncoderDecoderConfig(**{**sizes, "encoder_layers": 2, "decoder_layers": 3, **changes})

@@ -1,6 +1,7 @@
 """Every gin file that comes with the package makes a run whose train step can be lowered."""
 
 import math
+import re
 from pathlib import Path
 
 import jax
@@ -14,7 +15,7 @@ from pretrain.training import state, step
 
 FAMILIES = {
     "t5": "runs/c4_t5_1_1_base.gin", "decoder": "runs/c4_causal_lm_1b.gin",
-    "bert": "runs/bert.gin", "encoder": "runs/bert_tiny.gin",
+    "bert": "runs/bert.gin", "encoder": "runs/bert_tiny.gin", "dual": "runs/contriever_tiny.gin",
 }  # fmt: skip
 PARAMETERS = {  # of the public checkpoints of T5 1.1
     "t5_1_1_small": 76_961_152, "t5_1_1_base": 247_577_856, "t5_1_1_large": 783_150_080,
@@ -36,12 +37,17 @@ def shipped(directory: str) -> list[str]:
 
 def load(run_file: str, *over: str):
     bindings = [f"include '{directory}.gin'" for directory in over]
-    text = config.find(run_file).read_text()
+    text = _with_included(run_file)
     corpora = [each for each in ("c4", "wikipedia") if f"{each}.task.vocabulary" in text]
     bindings += [f"{each}.task.vocabulary = None" for each in corpora]  # bytes: fewer ids than the model has
     if Path(run_file).name.startswith("text_files"):
         bindings.append("FILES = 'corpus.txt'")
     return config.load(run_file, bindings)
+
+
+def _with_included(name: str) -> str:
+    text = config.find(name).read_text()
+    return text + "".join(map(_with_included, re.findall(r"^include '(.*)'$", text, re.M)))
 
 
 def lowered(run, devices=None) -> tuple[jax.stages.Lowered, int]:

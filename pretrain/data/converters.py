@@ -48,7 +48,7 @@ class _SegmentConverter(seqio.FeatureConverter):
 
     def get_model_feature_lengths(self, task_feature_lengths: Lengths) -> Lengths:
         """The length of each feature of a row."""
-        source = {"encoder": "inputs", "decoder": "targets"}
+        source = {"encoder": "inputs", "decoder": "targets", "left": "inputs", "right": "targets"}
         return {name: task_feature_lengths[source[name.partition("_")[0]]] for name in self.MODEL_FEATURES}
 
     def _convert_features(self, ds: tf.data.Dataset, task_feature_lengths: Lengths) -> tf.data.Dataset:
@@ -117,6 +117,43 @@ class EncoderConverter(_SegmentConverter):
             "encoder_loss_weights": tf.cast(rows["chosen"], tf.float32),
             "encoder_segment_ids": rows["inputs_segment_ids"],
             "encoder_positions": rows["inputs_positions"],
+        }
+
+
+class DualEncoderConverter(_SegmentConverter):
+    """For two encoders: the left one reads the inputs, the right one the targets; a pair has rows of its own.
+
+    >>> dataset = tf.data.Dataset.from_tensor_slices({"inputs": [[7, 8]], "targets": [[9, 5]]})
+    >>> for row in DualEncoderConverter(pack=False)(dataset, {"inputs": 2, "targets": 3}).as_numpy_iterator():
+    ...     for name in sorted(row):
+    ...         print(f"{name:26}", row[name])
+    left_encoder_input_tokens  [7 8]
+    left_encoder_positions     [0 1]
+    left_encoder_segment_ids   [1 1]
+    right_encoder_input_tokens [9 5 0]
+    right_encoder_positions    [0 1 0]
+    right_encoder_segment_ids  [1 1 0]
+    """
+
+    _READ: ClassVar[tuple[str, ...]] = ("inputs", "targets")
+    TASK_FEATURES: ClassVar[Specs] = {"inputs": _TOKENS, "targets": _TOKENS}
+    MODEL_FEATURES: ClassVar[Specs] = {
+        f"{side}_encoder_{name}": _TOKENS
+        for side in ("left", "right")
+        for name in ("input_tokens", "segment_ids", "positions")
+    }
+
+    def __init__(self, pack: bool):
+        if pack:
+            raise InputError("Rows of pairs become a vector each and cannot be packed: set pack=False.")
+        super().__init__(pack)
+
+    def _converted(self, rows: Rows) -> Rows:
+        features = {"input_tokens": "", "segment_ids": "_segment_ids", "positions": "_positions"}
+        return {
+            f"{side}_encoder_{name}": rows[f"{source}{suffix}"]
+            for side, source in (("left", "inputs"), ("right", "targets"))
+            for name, suffix in features.items()
         }
 
 

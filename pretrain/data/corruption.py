@@ -242,3 +242,19 @@ def unique_sentinels(
         )
 
     return marked(hidden), marked(~hidden)
+
+
+def cropped(
+    tokens: tf.RaggedTensor, least: float, most: float, seeds: tf.Tensor, draw: int
+) -> tf.RaggedTensor:
+    """A random stretch of each sequence, of a share that is uniform in [least, most]; at least one token."""
+    lengths = tf.cast(tokens.row_lengths(), tf.float32)
+    lots = uniform(seeds, 2, draw)
+    sizes = tf.maximum(tf.round(lengths * (least + (most - least) * lots[:, 0])), 1)
+    starts = tf.cast(lots[:, 1] * (lengths - sizes + 1), tf.int32)
+    sizes = tf.cast(sizes, tf.int32)
+    parts = tf.stack([starts, sizes, tf.cast(lengths, tf.int32) - starts - sizes], axis=1)
+    pieces = tf.RaggedTensor.from_row_lengths(
+        tokens.flat_values, tf.cast(tf.reshape(parts, [-1]), tf.int64), validate=False
+    )
+    return tf.gather(pieces, 3 * tf.range(tf.size(sizes)) + 1)

@@ -11,6 +11,11 @@ def side(batch: Mapping[str, Any]) -> str:
     return "decoder" if "decoder_target_tokens" in batch else "encoder"
 
 
+def predicts(batch: Mapping[str, Any]) -> bool:
+    """Whether tokens are predicted; pairs of texts are only compared."""
+    return f"{side(batch)}_target_tokens" in batch
+
+
 def scored(batch: Mapping[str, Any]) -> tuple[Any, Any]:
     """What is predicted, and what each prediction counts: [batch, length] target tokens and loss weights."""
     return batch[f"{side(batch)}_target_tokens"], batch[f"{side(batch)}_loss_weights"]
@@ -35,6 +40,9 @@ def examples(batch: Mapping[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]
     >>> [example["targets"].tolist() for example in examples(batch)]
     [[5, 1], [6, 1]]
     """
+    if not predicts(batch):
+        yield from _pairs(batch)
+        return
     targets, weights = scored(batch)
     for row, segments in enumerate(batch[f"{side(batch)}_segment_ids"]):
         for segment in range(1, segments.max(initial=0) + 1):
@@ -49,3 +57,12 @@ def examples(batch: Mapping[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]
                     batch["encoder_segment_ids"][row] == segment
                 ]
             yield example
+
+
+def _pairs(batch: Mapping[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+    sides = ("left_encoder", "right_encoder")
+    tokens, real = ([batch[f"{each}_{name}"] for each in sides] for name in ("input_tokens", "segment_ids"))
+    for row in np.flatnonzero(real[0].max(axis=1)):
+        left, right = (x[row][own[row] > 0] for x, own in zip(tokens, real, strict=True))
+        weights = np.ones(len(right), np.float32)
+        yield {"targets": right, "weights": weights, "part": np.zeros((), np.int64), "inputs": left}

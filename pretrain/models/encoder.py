@@ -56,7 +56,7 @@ class EncoderConfig(ModelConfig):
     def stack(self) -> StackConfig:
         return self.stack_of(num_kv_heads=self.num_heads, bidirectional=True)
 
-    def build(self, key: jax.Array) -> "Encoder":
+    def build(self, key: jax.Array) -> nnx.Module:
         return Encoder(self, key)
 
     def flops(self, lengths: Mapping[str, int]) -> float:
@@ -104,6 +104,22 @@ class Head(nnx.Module):
         return embedding.attend(self.norm(layers.ACTIVATIONS[self.activation](h_BLD))) + self.bias[...]
 
 
+def hidden(
+    embedder: Embedder, stack: Stack, tokens_BL: jax.Array, segments_BL: jax.Array, positions_BL: jax.Array,
+    key: jax.Array | None,
+) -> jax.Array:  # fmt: skip
+    """Hidden states [B, L, D] of tokens that see their segments."""
+    place = jnp.arange(segments_BL.shape[1])  # distances in a segment are those of the row
+    x_BLD, _ = stack(
+        embedder(tokens_BL, positions_BL),
+        seen=Mask.of(segments_BL),
+        bias=stack.bias(place, place),
+        positions_BL=positions_BL,
+        key=key,
+    )
+    return x_BLD
+
+
 class Encoder(nnx.Module):
     def __init__(self, config: EncoderConfig, key: jax.Array):
         embedder, stack, head = jax.random.split(key, 3)
@@ -121,16 +137,8 @@ class Encoder(nnx.Module):
 
         Reads `encoder_input_tokens`, `encoder_segment_ids` and `encoder_positions`.
         """
-        segments, positions = batch["encoder_segment_ids"], batch["encoder_positions"]
-        place = jnp.arange(segments.shape[1])  # distances in a segment are those of the row
-        x_BLD, _ = self.stack(
-            self.embedder(batch["encoder_input_tokens"], positions),
-            seen=Mask.of(segments),
-            bias=self.stack.bias(place, place),
-            positions_BL=positions,
-            key=key,
-        )
-        return x_BLD
+        tokens, segments = batch["encoder_input_tokens"], batch["encoder_segment_ids"]
+        return hidden(self.embedder, self.stack, tokens, segments, batch["encoder_positions"], key)
 
     def logits(self, x_BLD: jax.Array) -> jax.Array:
         """Float32 [B, L, V] of features [B, L, D]."""

@@ -2,6 +2,7 @@
 
 from pretrain.objectives.base import Part
 from pretrain.objectives.causal_lm import CausalLM
+from pretrain.objectives.contrastive import Contrastive
 from pretrain.objectives.denoising import Denoising
 from pretrain.objectives.fill_in_the_middle import FillInTheMiddle
 from pretrain.objectives.iid_denoising import IidDenoising
@@ -15,6 +16,7 @@ from pretrain.objectives.ul2 import UL2
 __all__ = [
     "UL2",
     "CausalLM",
+    "Contrastive",
     "Denoising",
     "FillInTheMiddle",
     "IidDenoising",

@@ -25,7 +25,7 @@ from pretrain.data import vocabulary as vocabularies
 from pretrain.data.chunks import cut_documents
 from pretrain.errors import InputError
 
-Family = Literal["encoder_decoder", "decoder", "encoder"]
+Family = Literal["encoder_decoder", "decoder", "encoder", "dual_encoder"]
 Preprocessor = Callable[..., tf.data.Dataset]
 Rate = float | Sequence[tuple[int, float]]
 
@@ -46,7 +46,10 @@ class Objective(abc.ABC):
             example's features.
         shortest_chunk: tokens of the shortest chunk that makes an example; a shorter last one is left out.
         reads: the features of the corpus that it reads; of a document, "targets".
+        compares_rows: the rows of a batch are compared with each other, so it cannot be computed in parts.
     """
+
+    compares_rows: ClassVar[bool] = False
 
     reads: ClassVar[tuple[str, ...]] = ("targets",)
     ends_documents: ClassVar[bool] = False

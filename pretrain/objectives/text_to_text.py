@@ -51,9 +51,9 @@ class TextToText(Objective):
         def fit(group: Mapping[str, Any]) -> dict[str, tf.RaggedTensor]:
             pair = groups.ragged(group)
             row = sequence_length["targets"]
-            targets = _ended(pair["targets"], output_features["targets"], row)
+            targets = ended(pair["targets"], output_features["targets"], row)
             if self.family == "encoder_decoder":
-                inputs = _ended(pair["inputs"], output_features["inputs"], sequence_length["inputs"])
+                inputs = ended(pair["inputs"], output_features["inputs"], sequence_length["inputs"])
             else:
                 inputs = _first(pair["inputs"], row - targets.row_lengths())
             return {"inputs": inputs, "targets": targets}
@@ -85,7 +85,7 @@ def _first(tokens: tf.RaggedTensor, lengths: tf.Tensor) -> tf.RaggedTensor:
     return tf.RaggedTensor.from_tensor(tokens.to_tensor(), kept)
 
 
-def _ended(tokens: tf.RaggedTensor, feature: seqio.Feature, row: int) -> tf.RaggedTensor:
+def ended(tokens: tf.RaggedTensor, feature: seqio.Feature, row: int) -> tf.RaggedTensor:
     """With EOS at the end where the feature says so, and no longer than the row."""
     if not feature.add_eos:
         return tokens[:, :row]

@@ -75,14 +75,16 @@ def loss_sums(
     segments = [batch[name] for name in batch if name.endswith("_segment_ids")]
     sums["tokens"] = sum(jnp.sum(ids > 0, dtype=jnp.float32) for ids in segments)
     table = jnp.asarray(token_bytes, jnp.float32)
-    targets, weights = rows.scored(batch)
-    sums["bytes"] = jnp.sum(sharding.take(table, targets, ("batch", "length")) * (weights > 0))
+    sums["bytes"] = jnp.zeros((), jnp.float32)
+    if rows.predicts(batch):
+        targets, weights = rows.scored(batch)
+        sums["bytes"] += jnp.sum(sharding.take(table, targets, ("batch", "length")) * (weights > 0))
     return sums
 
 
 def _of_parts(objective: Objective, of_parts: jax.Array, batch: Batch) -> Sums:
     sums: Sums = {}
-    for ids_BL in rows.part_ids(batch):
+    for ids_BL in rows.part_ids(batch) if rows.predicts(batch) else ():
         used_BL = batch[f"{rows.side(batch)}_segment_ids"] > 0
         for number, part in enumerate(objective.parts):
             for column, name in enumerate(("nll", "correct", "weight")):
