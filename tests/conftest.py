@@ -39,6 +39,7 @@ def _tiny_config(family: str, **changes):
     from pretrain.models.dual_encoder import DualEncoderConfig
     from pretrain.models.encoder import EncoderConfig
     from pretrain.models.encoder_decoder import EncoderDecoderConfig
+    from pretrain.models.two_stream import TwoStreamConfig
 
     sizes = {"vocab_size": VOCAB, "embed_dim": 32, "num_heads": 4, "head_dim": 8, "mlp_dim": 64}
     if family == "decoder":
@@ -47,6 +48,8 @@ def _tiny_config(family: str, **changes):
         return EncoderConfig(**{**sizes, "num_layers": 2, **changes})
     if family == "dual_encoder":
         return DualEncoderConfig(**{**sizes, "num_layers": 2, **changes})
+    if family == "two_stream":
+        return TwoStreamConfig(**{**sizes, "num_layers": 2, **changes})
     if family == "bert":
         return EncoderConfig(**{**sizes, **BERT, "num_layers": 2, **changes})
     return EncoderDecoderConfig(**{**sizes, "encoder_layers": 2, "decoder_layers": 3, **changes})
@@ -67,10 +70,13 @@ def _rows(rng: np.random.RandomState, name: str, length: int, segments: list[int
 def _token_batch(family: str, seed: int = 0, packed: bool = False) -> dict[str, np.ndarray]:
     """Random tokens with every feature of the family; packed rows hold two segments and some padding."""
     rng = np.random.RandomState(seed)
-    if family in ("encoder", "bert"):
+    if family in ("encoder", "bert", "two_stream"):
         batch = _rows(rng, "encoder", INPUTS, [10, 11] if packed else [INPUTS])
         batch["encoder_target_tokens"] = rng.randint(3, VOCAB, (BATCH, INPUTS)).astype(np.int32)
         chosen = (batch["encoder_segment_ids"] > 0) & (rng.rand(BATCH, INPUTS) < 0.4)
+        if family == "two_stream":
+            lots = rng.rand(BATCH, INPUTS).argsort(1)
+            batch["encoder_order"] = np.where(chosen, lots, -1).astype(np.int32)
         return batch | {"encoder_loss_weights": chosen.astype(np.float32)}
     batch = _rows(rng, "decoder", TARGETS, [7, 6] if packed else [TARGETS])
     batch["decoder_target_tokens"] = rng.randint(3, VOCAB, (BATCH, TARGETS)).astype(np.int32)

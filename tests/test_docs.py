@@ -256,9 +256,10 @@ def test_model_sizes_are_those_of_the_code(tmp_path):
     files = {path.stem for path in (ROOT / "gin_configs/models").glob("*.gin")}
     assert said.keys() == files
     for name, cells in said.items():
-        run_file = {"t5": "quickstart", "decoder": "quickstart_causal_lm"}.get(
-            name.partition("_")[0], "contriever_tiny" if name.startswith("dual") else "bert_tiny"
-        )
+        run_file = {
+            "t5": "quickstart", "decoder": "quickstart_causal_lm", "dual": "contriever_tiny",
+            "two": "xlnet_tiny", "xlnet": "xlnet_tiny",
+        }.get(name.partition("_")[0], "bert_tiny")  # fmt: skip
         path = tmp_path / f"{name}.gin"
         path.write_text(
             "from __gin__ import dynamic_registration\n"

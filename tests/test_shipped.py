@@ -16,6 +16,7 @@ from pretrain.training import state, step
 FAMILIES = {
     "t5": "runs/c4_t5_1_1_base.gin", "decoder": "runs/c4_causal_lm_1b.gin",
     "bert": "runs/bert.gin", "encoder": "runs/bert_tiny.gin", "dual": "runs/contriever_tiny.gin",
+    "xlnet": "runs/xlnet.gin", "two": "runs/xlnet_tiny.gin",
 }  # fmt: skip
 PARAMETERS = {  # of the public checkpoints of T5 1.1
     "t5_1_1_small": 76_961_152, "t5_1_1_base": 247_577_856, "t5_1_1_large": 783_150_080,
@@ -28,6 +29,7 @@ NOMINAL = {
     "decoder_350m": 350e6,
     "decoder_1b": 1e9,
     "decoder_8b": 8e9,
+    "xlnet_base": 110e6,
 }
 
 

@@ -10,6 +10,7 @@ Features of a row, all [length]; int32 but for the float32 weights:
     *_positions            from 0 in each segment; 0 on padding
     *_loss_weights         1 where a target counts, else 0
     decoder_prefix_mask    1 where an input attends in both directions, else 0
+    encoder_order          when an input is predicted, 0, 1, ...; -1 where it is not, and on padding
 """
 
 from collections.abc import Mapping
@@ -118,6 +119,25 @@ class EncoderConverter(_SegmentConverter):
             "encoder_segment_ids": rows["inputs_segment_ids"],
             "encoder_positions": rows["inputs_positions"],
         }
+
+
+class PermutationConverter(EncoderConverter):
+    """For a model of two streams: as `EncoderConverter`, and when each input is predicted.
+
+    >>> tokens, chosen, order = [[7, 4, 5]], [[0, 1, 1]], [[-1, 1, 0]]
+    >>> example = {"inputs": tokens, "targets": tokens, "chosen": chosen, "order": order}
+    >>> dataset = tf.data.Dataset.from_tensor_slices(example)
+    >>> for row in PermutationConverter(pack=False)(dataset, {"inputs": 4}).as_numpy_iterator():
+    ...     print(row["encoder_order"], row["encoder_loss_weights"])
+    [-1  1  0 -1] [0. 1. 1. 0.]
+    """
+
+    _READ: ClassVar[tuple[str, ...]] = (*EncoderConverter._READ, "order")
+    MODEL_FEATURES: ClassVar[Specs] = {**EncoderConverter.MODEL_FEATURES, "encoder_order": _TOKENS}
+
+    def _converted(self, rows: Rows) -> Rows:
+        order = tf.where(rows["inputs_segment_ids"] > 0, rows["order"], -1)
+        return {**super()._converted(rows), "encoder_order": order}
 
 
 class DualEncoderConverter(_SegmentConverter):

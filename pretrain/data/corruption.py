@@ -82,6 +82,22 @@ def chosen(
     return (tf.gather(by_unit, units, batch_dims=1) > 0) & eligible
 
 
+def ranks(chosen: tf.Tensor, seeds: tf.Tensor, draw: int) -> tf.Tensor:
+    """The place of each chosen token in a random order of them, 0, 1, 2, ...; -1 for the others.
+
+    All orders are equally likely. chosen: bool [n, m]; so is the result, in int32.
+
+    >>> found = ranks(tf.constant([[True, False, True]]), tf.constant([[1, 2]], tf.int64), draw=0)
+    >>> sorted(found.numpy()[0].tolist())
+    [-1, 0, 1]
+    """
+    most = tf.shape(chosen)[1]
+    lots = tf.cast(random_bits(seeds, most, draw), tf.int64) * tf.cast(most, tf.int64)
+    lots += tf.cast(tf.range(most), tf.int64)  # tells equal draws apart
+    places = tf.argsort(tf.argsort(tf.where(chosen, lots, tf.int64.max), axis=1), axis=1)
+    return tf.where(chosen, places, -1)
+
+
 def _sums(values: tf.Tensor, units: tf.Tensor) -> tf.Tensor:
     """int32 [n, m], the sum of the values in each unit."""
     count, most = tf.unstack(tf.shape(units))

@@ -19,7 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 from pretrain.errors import InputError
 from pretrain.models import layers, recomputed
 from pretrain.models.masks import Bias, Mask, Offset, Parts, Seen, bias_of, cut, joined, mask_of
-from pretrain.models.products import HEADS, by_head, grouped, scores, ungrouped, weighted
+from pretrain.models.products import HEADS, HIDDEN, by_head, grouped, scores, ungrouped, weighted
 from pretrain.parallel import sharding
 
 
@@ -27,13 +27,15 @@ def plain(
     query_BQNH: jax.Array, key_BKMH: jax.Array, value_BKMH: jax.Array, seen: Seen, bias: Offset, *,
     dropout: float = 0.0, key: jax.Array | None = None,
 ) -> jax.Array:  # fmt: skip
-    """[B, Q, N, H], the scores [B, N, Q, K] in memory: the reference.
+    """[B, Q, N, H], the scores [B, N, Q, K] in memory: the reference. 0 for a query that sees nothing.
 
     Where the length is cut, queries stay and keys and values are gathered: exact, and the memory of the
     scores is shared.
     """
     queries, keys = grouped(query_BQNH, key_BKMH.shape[2]), by_head(key_BKMH)
-    weights = jax.nn.softmax(scores(queries, keys, seen, bias), axis=-1)
+    raw = scores(queries, keys, seen, bias)
+    # Of nothing but what is hidden, a softmax would give the mean.
+    weights = jnp.where(jnp.max(raw, axis=-1, keepdims=True) > HIDDEN, jax.nn.softmax(raw, axis=-1), 0)
     weights = layers.dropout(weights.astype(value_BKMH.dtype), dropout, key)
     return checkpoint_name(ungrouped(weighted(weights, by_head(value_BKMH))), "mixed")
 
@@ -142,12 +144,15 @@ def cudnn(
     if implementation == "cudnn":
         check_platform("cudnn", sharding.platform())
     mask_BQK, bias_NQK = mask_of(seen), bias_of(bias)
+    strict = isinstance(seen, Mask) and seen.strict
 
     def local(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, *bias: jax.Array):
-        return jax.nn.dot_product_attention(
+        mixed = jax.nn.dot_product_attention(
             query, key, value, bias[0][None].astype(query.dtype) if bias else None, mask[:, None], scale=1.0,
             implementation=implementation,
         )  # fmt: skip
+        # What sees nothing is given the mean of all.
+        return jnp.where(jnp.any(mask, axis=-1)[:, :, None, None], mixed, 0) if strict else mixed
 
     whole = ("batch", None, "heads", None)
     axes: list[tuple[str | None, ...]] = [HEADS, whole, whole, ("batch", "length", None)]
@@ -238,7 +243,7 @@ def _check_fused(query_shape: tuple[int, ...], K: int, seen: Seen, dropout: floa
     most = 2 * MOST_SCORES // max(2, together)
     reason = {
         "no dropout": dropout > 0,
-        "no mask but segments, causal and prefix": not isinstance(seen, Mask),
+        "no mask but segments, causal and prefix": not isinstance(seen, Mask) or seen.query_order is not None,
         f"no head_dim of {H}, which neither divides {LANES} nor is a multiple of it": LANES % H and H % LANES,
         f"no lengths of {Q} and {K}, whose product is above the {most} for {together} heads of {H} at a time":
             most < Q * K,
@@ -264,7 +269,7 @@ def _check_splash(
         "no position bias": bias is not None,
         "no dropout": dropout > 0,
         "no prefix": isinstance(seen, Mask) and seen.prefix is not None,
-        "no mask but segments and causal": not isinstance(seen, Mask),
+        "no mask but segments and causal": not isinstance(seen, Mask) or seen.query_order is not None,
         f"no head_dim of {query_shape[3]}, which is no multiple of {LANES}": query_shape[3] % LANES,
         f"no lengths of {query_shape[1]} and {key_shape[1]}, which are no multiples of {LANES}":
             query_shape[1] % LANES or key_shape[1] % LANES,
@@ -298,6 +303,11 @@ def check(config: Any) -> None:
         raise InputError(
             f"Model attention={config.attention!r} has no dropout, but dropout={config.dropout}: set it to "
             "0, or take 'chunked'."
+        )
+    if config.attention in ("splash", "fused") and config.family == "two_stream":
+        raise InputError(
+            f"Model attention={config.attention!r} takes no order, and a two_stream model has one: take "
+            "'chunked'."
         )
     if config.attention == "splash" and hasattr(config, "relative_buckets"):
         raise InputError("Model attention='splash' takes no position bias, and T5 has one: take 'chunked'.")

@@ -22,30 +22,39 @@ def _static() -> Any:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mask:
-    """A query sees the keys of its segment; of a causal mask, those up to itself and those of the prefix.
+    """A query sees the keys of its segment; of a causal mask, those up to itself and those of the prefix; of
+    an ordered one, those whose order is at most its own, or below it where that is strict.
 
     query_segments, key_segments: int32, 0 on padding, which sees and is seen by padding alone, so that no
         softmax is empty; its outputs carry no loss.
     query_positions: in the row; keys are at 0, 1, 2, ...
     prefix: above 0 on keys that all of their segment may see.
+    query_order, key_order: int32, of an ordered mask. A strict one may leave a query nothing to see.
 
     >>> segments = jnp.array([[1, 1, 2]])
     >>> Mask.of(segments, causal=True).written_out().astype(int)[0].tolist()
     [[1, 0, 0], [1, 1, 0], [0, 0, 1]]
+    >>> ordered = Mask.of(jnp.array([[1, 1, 1]]), order_BL=jnp.array([[-1, 1, 0]]), strict=True)
+    >>> ordered.written_out().astype(int)[0].tolist()
+    [[0, 0, 0], [1, 0, 1], [1, 0, 0]]
     """
 
     query_segments: jax.Array
     key_segments: jax.Array
     query_positions: jax.Array
     prefix: jax.Array | None = None
+    query_order: jax.Array | None = None
+    key_order: jax.Array | None = None
     causal: bool = _static()
+    strict: bool = _static()
 
     @classmethod
     def of(
         cls, query_segments_BQ: jax.Array, key_segments_BK: jax.Array | None = None, *,
-        causal: bool = False, prefix_BK: jax.Array | None = None,
+        causal: bool = False, prefix_BK: jax.Array | None = None, order_BL: jax.Array | None = None,
+        strict: bool = False,
     ) -> Self:  # fmt: skip
-        """The mask of whole rows; without keys, rows look at themselves."""
+        """The mask of whole rows; without keys, rows look at themselves. An order is of such rows."""
         keys = query_segments_BQ if key_segments_BK is None else key_segments_BK
         whole = ("batch", None)  # every query looks at all keys, wherever the length is cut
         return cls(
@@ -53,12 +62,18 @@ class Mask:
             key_segments=sharding.constrain(keys, whole),
             query_positions=jnp.arange(query_segments_BQ.shape[1]),
             prefix=None if prefix_BK is None else sharding.constrain(prefix_BK, whole),
+            query_order=order_BL,
+            key_order=None if order_BL is None else sharding.constrain(order_BL, whole),
             causal=causal,
+            strict=strict,
         )
 
     def written_out(self) -> jax.Array:
         """bool [B, Q, K]"""
         seen_BQK = self.query_segments[:, :, None] == self.key_segments[:, None, :]
+        if self.query_order is not None and self.key_order is not None:
+            compare = jnp.greater if self.strict else jnp.greater_equal
+            seen_BQK &= compare(self.query_order[:, :, None], self.key_order[:, None, :])
         if not self.causal:
             return seen_BQK
         before_BQK = (self.query_positions[:, None] >= jnp.arange(self.key_segments.shape[1]))[None]
@@ -68,30 +83,31 @@ class Mask:
 
     def rows(self, number: int) -> "Parts":
         """What it says of the rows of the batch, cut into so many parts."""
-        of_queries = cut(self.query_segments, number, ("batch", "length"), 0)
-        of_keys = [
-            None if x is None else cut(x, number, ("batch", None), 0)
-            for x in (self.key_segments, self.prefix)
-        ]
-        return (of_queries, *of_keys), lambda part: dataclasses.replace(
-            self, query_segments=part[0], key_segments=part[1], prefix=part[2]
-        )
+        of_queries, of_keys = self._arrays(OF_QUERIES), self._arrays(OF_KEYS)
+        own = {name: cut(x, number, ("batch", "length"), 0) for name, x in of_queries.items()}
+        own |= {name: cut(x, number, ("batch", None), 0) for name, x in of_keys.items()}
+        return own, lambda part: dataclasses.replace(self, **part)
 
     def among(self, queries: slice, keys: int) -> Self:
         """What it says of these queries and so many keys, the first."""
-        return dataclasses.replace(
-            self, query_segments=self.query_segments[:, queries], key_segments=self.key_segments[:, :keys],
-            query_positions=self.query_positions[queries],
-            prefix=None if self.prefix is None else self.prefix[:, :keys],
-        )  # fmt: skip
+        own: dict[str, Any] = {name: x[:, queries] for name, x in self._arrays(OF_QUERIES).items()}
+        own |= {name: x[:, :keys] for name, x in self._arrays(OF_KEYS).items()}
+        return dataclasses.replace(self, query_positions=self.query_positions[queries], **own)
 
     def parts(self, number: int) -> "Parts":
         """What it says of the queries, cut into so many parts."""
-        segments = cut(self.query_segments, number, ("batch", "length"), 1)
-        positions = cut(self.query_positions, number, ("length",), 0)
-        return (segments, positions), lambda part: dataclasses.replace(
-            self, query_segments=part[0], query_positions=part[1]
-        )
+        of_queries = self._arrays(OF_QUERIES).items()
+        own = {name: cut(x, number, ("batch", "length"), 1) for name, x in of_queries}
+        own["query_positions"] = cut(self.query_positions, number, ("length",), 0)
+        return own, lambda part: dataclasses.replace(self, **part)
+
+    def _arrays(self, names: tuple[str, ...]) -> dict[str, jax.Array]:
+        """The fields of these names that it has."""
+        return {name: x for name in names if (x := getattr(self, name)) is not None}
+
+
+# Fields of a mask, [B, Q] and [B, K].
+OF_QUERIES, OF_KEYS = ("query_segments", "query_order"), ("key_segments", "prefix", "key_order")
 
 
 # Arrays with a first dimension of parts, and what makes the mask or bias of a part of its share of them.

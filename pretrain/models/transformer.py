@@ -79,13 +79,15 @@ class Block(nnx.Module):
     def __call__(
         self, x_BLD: jax.Array, key: jax.Array | None, cache: attention.Cache, *,
         index: jax.Array | int, seen: Seen, bias: Offset, positions: jax.Array,
-        memory: jax.Array | None, memory_seen: Seen | None,
+        memory: jax.Array | None = None, memory_seen: Seen | None = None, source: jax.Array | None = None,
     ) -> tuple[jax.Array, attention.Cache]:  # fmt: skip
+        """source: what self-attention looks at in place of x, another stream [B, L, D] of the same layer."""
         keys = layers.split(key, 6)
 
         h = self._before(self.attention_norm, x_BLD)
+        looked_at = h if source is None else self._before(self.attention_norm, source)
         h, cache = self.attention(
-            h, h, seen=seen, bias=bias, positions_BQ=positions, key=keys[0], cache=cache, index=index
+            h, looked_at, seen=seen, bias=bias, positions_BQ=positions, key=keys[0], cache=cache, index=index
         )
         x_BLD = self._added(self.attention_norm, x_BLD, h, keys[1])
         if memory is not None and memory_seen is not None:
@@ -147,8 +149,11 @@ class Stack(nnx.Module):
             return x_BLD, cache
         return layers.dropout(self.final_norm(x_BLD), self.config.dropout, last), cache
 
-    def _through(self, body: Callable, x_BLD: jax.Array, each: Any) -> tuple[jax.Array, attention.Cache]:
-        """Runs `body` over the layers; of `each`, every array has a leading layer axis."""
+    def _through(self, body: Callable, x_BLD: Any, each: Any) -> tuple[Any, attention.Cache]:
+        """Runs `body` over the layers; of `each`, every array has a leading layer axis.
+
+        x_BLD: hidden states, one array or several.
+        """
         config = self.config
         again = config.num_layers if config.remat_layers is None else config.remat_layers
         caches = []

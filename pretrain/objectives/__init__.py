@@ -8,6 +8,7 @@ from pretrain.objectives.fill_in_the_middle import FillInTheMiddle
 from pretrain.objectives.iid_denoising import IidDenoising
 from pretrain.objectives.masked_lm import MaskedLM
 from pretrain.objectives.mixture import Mixture
+from pretrain.objectives.permutation_lm import PermutationLM
 from pretrain.objectives.prefix_lm import PrefixLM
 from pretrain.objectives.span_corruption import SpanCorruption
 from pretrain.objectives.text_to_text import TextToText
@@ -23,6 +24,7 @@ __all__ = [
     "MaskedLM",
     "Mixture",
     "Part",
+    "PermutationLM",
     "PrefixLM",
     "SpanCorruption",
     "TextToText",

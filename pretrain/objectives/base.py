@@ -25,7 +25,7 @@ from pretrain.data import vocabulary as vocabularies
 from pretrain.data.chunks import cut_documents
 from pretrain.errors import InputError
 
-Family = Literal["encoder_decoder", "decoder", "encoder", "dual_encoder"]
+Family = Literal["encoder_decoder", "decoder", "encoder", "two_stream", "dual_encoder"]
 Preprocessor = Callable[..., tf.data.Dataset]
 Rate = float | Sequence[tuple[int, float]]
 

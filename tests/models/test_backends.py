@@ -86,6 +86,29 @@ def test_values_and_gradients_are_those_of_plain(backend, kind, with_bias):
     assert_same(both(backend, inputs, seen, offset), both(backends.plain, inputs, seen, offset))
 
 
+def ordered(strict: bool) -> Mask:
+    """A random order of each row, in which six tokens are context."""
+    order = np.random.RandomState(3).rand(B, 24).argsort(1) - 6
+    return Mask.of(segments(24), order_BL=jnp.asarray(np.maximum(order, -1), jnp.int32), strict=strict)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("backend", [backends.rows, CHUNKED, FUSED], ids=["rows", "chunked", "cudnn"])
+def test_an_order_is_seen_as_by_plain(backend, strict):
+    """Also by queries that see nothing, as those of context: they get 0."""
+    inputs, seen, offset = arrays(24), ordered(strict), bias(24)
+    assert_same(both(backend, inputs, seen, offset), both(backends.plain, inputs, seen, offset))
+    blind = ~np.asarray(seen.written_out()).any(-1)
+    assert blind.any() == strict
+    assert not np.asarray(backend(*inputs, seen, offset))[blind].any()
+
+
+@pytest.mark.parametrize("backend", [KERNEL, SPLASH], ids=["fused", "splash"])
+def test_an_order_is_refused_by_kernels_that_know_none(backend):
+    with pytest.raises(InputError, match="takes no mask but segments"):
+        backend(*arrays(128, head_dim=128), dataclasses.replace(ordered(True), causal=True), None)
+
+
 @pytest.mark.parametrize(("heads", "head_dim"), [((4, 2), 64), ((4, 2), 128), ((3, 3), 64), ((3, 1), 64)])
 def test_our_kernel_takes_as_many_heads_as_fill_its_lanes(heads, head_dim):
     """Two at a turn, or one; one of zeros beside three. The small ones of the other tests go all at once."""
@@ -178,7 +201,7 @@ def test_dropout_has_the_gradient_of_what_was_dropped():
     assert_same(both(of_mix, inputs, seen, offset), both(plain, inputs, seen, offset))
 
 
-@pytest.mark.parametrize("backend", OURS.values(), ids=OURS)
+@pytest.mark.parametrize("backend", [backends.plain, *OURS.values()], ids=["plain", *OURS])
 def test_a_query_that_sees_nothing_gives_nothing_to_what_it_does_not_see(backend):
     """Padding of a decoder, over an encoder's row that has none."""
     inputs, ids = arrays(24), segments(24)

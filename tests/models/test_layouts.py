@@ -38,6 +38,8 @@ AXES = {
     | stack("decoder", "attention", "cross_attention")
     | {f"{side}/relative_bias/table": BIAS for side in ("encoder", "decoder")},
     "encoder": HEAD | stack("stack", "attention"),
+    "two_stream": {"embedding/table": ("vocab", "embed"), "start": (None,), "bias": ("vocab",)}
+    | stack("stack", "attention"),
     "bert": HEAD
     | {"embedder/positions": (None, "embed"), "head/dense_bias": (None,)}
     | {name: axes for name, axes in stack("stack", "attention").items() if "gate" not in name}

@@ -16,7 +16,7 @@ from pretrain.parallel import sharding
 from pretrain.parallel.mesh import MeshConfig
 from pretrain.training import state
 
-FAMILIES = ["decoder", "encoder_decoder", "encoder", "bert"]
+FAMILIES = ["decoder", "encoder_decoder", "encoder", "bert", "two_stream"]
 MESHES = [
     {"data": 8}, {"data": 1, "fsdp": 8}, {"data": 4, "tensor": 2}, {"data": 2, "fsdp": 2, "tensor": 2},
     {"context": 8}, {"replica": 2, "fsdp": 2, "context": 2},
