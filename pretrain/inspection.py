@@ -54,7 +54,7 @@ class FeatureStats:
 
 @dataclasses.dataclass(frozen=True)
 class Truncation:
-    """What SeqIO's trim to the row lengths took from examples; nothing of those that are made of chunks.
+    """What SeqIO's trim to the row lengths took from examples that are not made of chunks.
 
     Attributes:
         examples: how many there were.
@@ -92,7 +92,7 @@ class Inspection:
     batches: int
     rows: Sequence[Row]
     features: Mapping[str, FeatureStats]
-    truncation: Truncation
+    truncation: Truncation | None
     corpora: Sequence[CorpusStats]
 
 
@@ -107,7 +107,7 @@ def inspect(run: RunConfig, split: str | None = None, num_batches: int = 20) -> 
     """
     run.check()
     split = split or run.train_split
-    if split not in run.corpus().splits:
+    if any(split not in corpus.splits for corpus in run.corpora()):
         raise InputError(
             f"Task {run.corpus().name!r} has no split {split!r}; it has {', '.join(run.corpus().splits)}."
         )
@@ -145,26 +145,32 @@ def row_examples(batch: Batch) -> list[Row]:
 
 
 def feature_stats(found: Sequence[Row], lengths: Mapping[str, int]) -> dict[str, FeatureStats]:
-    """Figures of each feature of at least one row; `lengths` are those of a row."""
+    """Figures of each feature of at least one row; `lengths` are those of a row.
+
+    An encoder's targets stand in the places of its inputs, and are no cells of their own.
+    """
     examples = [example for row in found for example in row]
+    side = "targets" if "targets" in lengths else "inputs"
     return {
         name: FeatureStats(
             row_length=lengths[name],
             rows=len(found),
             lengths=np.array([len(example[name]) for example in examples]),
-            weight=float(sum(e["weights"].sum() for e in examples)) if name == "targets" else None,
+            weight=float(sum(e["weights"].sum() for e in examples)) if name == side else None,
         )
         for name in ("inputs", "targets")
-        if name in examples[0]
+        if name in examples[0] and name in lengths
     }
 
 
-def truncation(run: RunConfig, split: str, *, training: bool, examples: int) -> Truncation:
-    """Reads the first `examples` examples the objective makes twice, whole and trimmed, and compares them."""
-    bound = run.objective.bind(run.corpus())
-    nothing = dict.fromkeys(bound.output_features, 0)
-    if run.objective.makes_chunks:  # which are not trimmed: what does not fit ends the run
-        return Truncation(examples, nothing, nothing)
+def truncation(run: RunConfig, split: str, *, training: bool, examples: int) -> Truncation | None:
+    """Reads the first `examples` examples the objective makes twice, whole and trimmed, and compares them.
+
+    None where examples are made of chunks, which are not trimmed: what does not fit ends the run.
+    """
+    if any(part.objective.makes_chunks for part in run.objective.parts):
+        return None
+    bound = run.objective.parts[0].objective.bind(run.corpora()[0])
 
     def read(trim: bool) -> tf.data.Dataset:
         return bound.get_dataset(
@@ -174,7 +180,7 @@ def truncation(run: RunConfig, split: str, *, training: bool, examples: int) -> 
             **_reading(run, bound, split, training),
         )
 
-    cut, lost = dict(nothing), dict(nothing)
+    cut, lost = dict.fromkeys(bound.output_features, 0), dict.fromkeys(bound.output_features, 0)
     compared = 0
     for whole, trimmed in tf.data.Dataset.zip((read(False), read(True))).take(examples).as_numpy_iterator():
         compared += 1
@@ -187,11 +193,11 @@ def truncation(run: RunConfig, split: str, *, training: bool, examples: int) -> 
 
 def corpus_stats(run: RunConfig, split: str, *, training: bool, tokens: int) -> list[CorpusStats]:
     """Reads documents of `tokens` tokens, at most the split once; of a mixture's tasks, by their rates."""
+    tasks, rates = [task for task in run.tasks() if split in task.splits], [1.0]
     corpus = run.corpus()
-    tasks, rates = [corpus], [1.0]
-    if isinstance(corpus, seqio.Mixture):
-        tasks = [task for task in corpus.tasks if split in task.splits]
+    if isinstance(corpus, seqio.Mixture) and len(run.objective.parts) == 1:
         rates = [corpus.get_rate(task) for task in tasks]
+    rates = rates * len(tasks) if len(rates) == 1 else rates
     table = token_bytes(run.vocabulary())
     found = []
     for task, rate in zip(tasks, rates, strict=True):

@@ -87,7 +87,8 @@ def _example_table(example: "Example", padding: dict[str, int], vocabulary: "seq
     for name in ("inputs", "targets"):
         if name not in example:
             continue
-        text = decoded(example[name], example["weights"] if name == "targets" else None, vocabulary)
+        weights = example["weights"] if name == "targets" else None
+        text = decoded(example[name], weights, vocabulary)
         if padding.get(name):
             text.append(f"<pad> x {padding[name]}", STYLES["special"])
         table.add_row(f"[bold]{name}[/]\n[dim]{len(example[name])} tokens[/]", text)
@@ -120,7 +121,7 @@ def _rows_table(found: "Inspection") -> "Table":
 
     table, made = _table(("", *found.features)), found.truncation
     shown = list(found.features.items())
-    for name, *cells in (
+    lines = [
         ("row length", *(f"{stats.row_length:,}" for _, stats in shown)),
         ("tokens a row", *(f"{stats.tokens / stats.rows:,.1f}" for _, stats in shown)),
         ("padding", *(f"{stats.padding:.1%}" for _, stats in shown)),
@@ -132,9 +133,13 @@ def _rows_table(found: "Inspection") -> "Table":
         ("    mean", *(f"{stats.lengths.mean():,.1f}" for _, stats in shown)),
         ("    most", *(f"{stats.lengths.max():,}" for _, stats in shown)),
         ("examples that just fill a row", *(f"{stats.full:,}" for _, stats in shown)),
-        (f"truncated, of {made.examples:,} made so far", *(f"{made.cut[name]:,}" for name, _ in shown)),
-        ("tokens lost to that", *(f"{made.lost[name]:,}" for name, _ in shown)),
-    ):
+    ]
+    if made is not None:
+        lines += [
+            (f"truncated, of {made.examples:,} made so far", *(f"{made.cut[name]:,}" for name, _ in shown)),
+            ("tokens lost to that", *(f"{made.lost[name]:,}" for name, _ in shown)),
+        ]
+    for name, *cells in lines:
         table.add_row(name, *cells)
     return table
 
