@@ -9,7 +9,16 @@ import tensorflow as tf
 
 from pretrain import inspection, optim
 from pretrain.errors import InputError
-from pretrain.objectives import CausalLM, PrefixLM, SpanCorruption
+from pretrain.objectives import (
+    CausalLM,
+    Contrastive,
+    MaskedLM,
+    Mixture,
+    Part,
+    PermutationLM,
+    PrefixLM,
+    SpanCorruption,
+)
 from pretrain.run import RunConfig
 
 VOCABULARY = seqio.ByteVocabulary(extra_ids=100)
@@ -47,6 +56,9 @@ def make_run(tiny_config):
     return make
 
 
+MIXED = Mixture(parts=[Part(objective=CausalLM()), Part(objective=PrefixLM())])
+
+
 def examples_of(run, split="validation"):
     """What the objective makes of one pass over the split, in order, as tuples of ids."""
     bound = run.objective.bind(run.corpus())
@@ -62,7 +74,7 @@ def test_the_examples_of_the_rows_are_those_the_objective_made(make_run, pack):
     made = [(*e["inputs"].tolist(), -1, *e["targets"].tolist()) for e in examples_of(run)]
     assert sorted(shown) == sorted(made)
     assert (len(found.rows) < len(made)) == pack
-    assert found.truncation.examples == len(made)
+    assert found.truncation is None
     assert found.corpora[0].whole and len(found.corpora[0].tokens) == len(SIZES)
 
 
@@ -90,15 +102,25 @@ def test_figures_of_packed_rows():
         (CausalLM(), {"targets": 16}),
         (PrefixLM(), {"targets": 16}),
         (SpanCorruption(), {"inputs": 32, "targets": 16}),
+        (MaskedLM(), {"inputs": 16}),
+        (PermutationLM(), {"inputs": 16}),
+        (MIXED, {"targets": 16}),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
-def test_our_objectives_lose_nothing(make_run, objective, lengths, pack):
+def test_every_family_has_its_figures_and_loses_nothing(make_run, objective, lengths, pack):
     found = inspection.inspect(make_run(objective, lengths, pack=pack), num_batches=2)
-    held = sum(len(row) for row in found.rows)
-    assert found.truncation.examples == held + 8  # those in the batches, and those in the shuffle buffer
-    assert set(found.truncation.lost.values()) == set(found.truncation.cut.values()) == {0}
+    assert found.truncation is None
     assert found.batches == 2 and len(found.rows) == 8
+    assert {name: stats.row_length for name, stats in found.features.items()} == lengths
+    with_loss = [name for name, stats in found.features.items() if stats.weight is not None]
+    assert with_loss == ["targets" if "targets" in lengths else "inputs"]
+
+
+def test_pairs_have_their_figures(make_run):
+    found = inspection.inspect(make_run(Contrastive(), {"inputs": 8, "targets": 9}), num_batches=2)
+    assert {name: stats.row_length for name, stats in found.features.items()} == {"inputs": 8, "targets": 9}
+    assert found.features["targets"].weight == found.features["targets"].tokens
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,7 +152,7 @@ def test_a_mixture_has_an_entry_for_each_task_by_its_rate(make_run):
     a, b = inspection.corpus_stats(run, "train", training=True, tokens=800)
     assert (a.task, b.task, len(a.tokens), len(b.tokens)) == ("a", "bb", 60, 20)
     found = inspection.inspect(run, num_batches=1)
-    assert found.truncation.lost == {"targets": 0} and len(found.corpora) == 2
+    assert found.truncation is None and len(found.corpora) == 2
 
 
 def test_a_split_that_is_not_there_is_named(make_run):

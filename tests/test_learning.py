@@ -26,6 +26,10 @@ def pretrain(*arguments: str) -> str:
         pytest.param("runs/quickstart_causal_lm.gin", marks=pytest.mark.slow),
         pytest.param("runs/quickstart_prefix_lm.gin", marks=pytest.mark.slow),
         pytest.param("runs/quickstart_prefix_lm_encoder_decoder.gin", marks=pytest.mark.slow),
+        pytest.param("runs/bert_tiny.gin", marks=pytest.mark.slow),
+        pytest.param("runs/xlnet_tiny.gin", marks=pytest.mark.slow),
+        pytest.param("runs/code_infilling_tiny.gin", marks=pytest.mark.slow),
+        pytest.param("runs/multi_objective_tiny.gin", marks=pytest.mark.slow),
     ],
 )
 def test_learns_more_than_the_frequencies_of_bytes(run_file, tmp_path):

@@ -168,6 +168,9 @@ def test_a_run_that_ends_without_saving_is_found_out(place):
 SMALL = {
     "encoder_decoder": "encoder_decoder.EncoderDecoderConfig",
     "decoder": "decoder.DecoderConfig",
+    "encoder": "encoder.EncoderConfig",
+    "two_stream": "two_stream.TwoStreamConfig",
+    "dual_encoder": "dual_encoder.DualEncoderConfig",
 }
 
 
@@ -188,6 +191,7 @@ def small(family: str) -> tuple[str, ...]:
         ("quickstart_causal_lm", "decoder"),
         ("quickstart_prefix_lm", "decoder"),
         ("quickstart_prefix_lm_encoder_decoder", "encoder_decoder"),
+        ("multi_objective_tiny", "decoder"),
     ],
 )
 def test_every_objective(place, name, family):

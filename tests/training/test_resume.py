@@ -21,6 +21,9 @@ STEPS = 24
 SMALL = {
     "encoder_decoder": "encoder_decoder.EncoderDecoderConfig",
     "decoder": "decoder.DecoderConfig",
+    "encoder": "encoder.EncoderConfig",
+    "two_stream": "two_stream.TwoStreamConfig",
+    "dual_encoder": "dual_encoder.DualEncoderConfig",
 }
 
 
@@ -38,7 +41,8 @@ def corpus(tmp_path_factory) -> Path:
 def command(run_file: str, family: str, corpus: Path, model_dir: Path, *extra: str) -> list[str]:
     model = SMALL[family]
     settings = {
-        "FILES": f"'{corpus}'", "STEPS": STEPS, "BATCH_SIZE": 4, "pack": True, "shuffle_buffer": 50,
+        "FILES": f"'{corpus}'", "STEPS": STEPS, "BATCH_SIZE": 4, "shuffle_buffer": 50,
+        "pack": family != "dual_encoder",
         "checkpoint_period": 6, "eval_period": 12, "eval_batches": 2, "log_period": 4,
         "text_files.task.validation_fraction": 0.1,
         f"{model}.embed_dim": 16, f"{model}.mlp_dim": 32, f"{model}.head_dim": 8, f"{model}.dropout": 0.1,
@@ -120,6 +124,12 @@ def test_killed_span_corruption_resumes_bit_for_bit(corpus, tmp_path):
         ("runs/text_files_causal_lm.gin", "decoder"),
         ("runs/text_files_prefix_lm.gin", "decoder"),
         ("runs/text_files_prefix_lm_encoder_decoder.gin", "encoder_decoder"),
+        ("runs/text_files_masked_lm.gin", "encoder"),
+        ("runs/text_files_permutation_lm.gin", "two_stream"),
+        ("runs/text_files_denoising.gin", "encoder_decoder"),
+        ("runs/text_files_ul2.gin", "encoder_decoder"),
+        ("runs/text_files_fill_in_the_middle.gin", "decoder"),
+        ("runs/text_files_contrastive.gin", "dual_encoder"),
     ],
 )
 def test_every_objective_resumes_bit_for_bit(run_file, family, corpus, tmp_path):
