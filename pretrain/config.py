@@ -94,7 +94,7 @@ DATA = (
     "task", "objective", "lengths", "batch_size", "seed",
     "pack", "use_cached", "store_rates", "shuffle_buffer", "train_split",
 )  # fmt: skip
-LOSS = ("label_smoothing", "z_loss", "loss_chunks")
+LOSS = ("label_smoothing", "z_loss", "loss_chunks", "chunks", "symmetric")
 
 
 def data_difference(old: str, new: str) -> list[str]:

@@ -66,7 +66,11 @@ def text_entropies(run: RunConfig) -> dict[str, float]:
     for batch in held_out(run):
         for example in rows.examples(batch):
             objective = run.objective.parts[int(example["part"])].objective
-            ids = objective.complete(example.get("inputs", ()), example["targets"], vocabulary)
+            inputs, targets = example.get("inputs", ()), example["targets"]
+            if objective.bidirectional_prompt:  # whose rows hold the inputs before the targets
+                charged = example["weights"] > 0
+                inputs, targets = targets[~charged], targets[charged]
+            ids = objective.complete(inputs, targets, vocabulary)
             text = np.frombuffer(vocabularies.text_bytes(ids, vocabulary), np.uint8)
             np.add.at(counts, (text[:-1], text[1:]), 1)
     if jax.process_count() > 1:

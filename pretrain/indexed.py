@@ -55,6 +55,13 @@ class Reader:
         """The part that each of `positions` [n] is of, int64 [n]."""
         return self.order.position(positions)[0] // len(self.stores)
 
+    def end(self, part: int) -> int | None:
+        """The position from which on the part is never read; None where there is none."""
+        own = slice(part * len(self.stores), (part + 1) * len(self.stores))
+        read = [bool(mix.turns[own].any()) for mix in self.order.mixes]
+        last = max((number for number, some in enumerate(read) if some), default=-1)
+        return None if last + 1 == len(read) else self.order.starts[last + 1]
+
     def read(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The examples at `positions` [n], any of them from 0 up.
 
@@ -176,6 +183,7 @@ class IndexedBatches(Iterator[Batch]):
             "the vocabulary": vocabulary,
             **seeds.IDENTITY,
             "the stores": " ".join(digests),
+            **mixing.identity(self._run.objective.parts),
             "their rates": " ".join(str(turns) for mix in self._reader.order.mixes for turns in mix.turns),
         }
 
@@ -222,8 +230,12 @@ class IndexedBatches(Iterator[Batch]):
         """The rows of one part, [length] features."""
         run, found = self._run, self._reader
 
+        end = found.end(part)
+
         def examples() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
             for held in self._positions(position):
+                if end is not None and held[0] >= end:
+                    return  # else the group that is being filled would wait for ever
                 own = held[found.part(held) == part]
                 if not own.size:
                     continue

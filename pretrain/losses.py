@@ -167,7 +167,8 @@ def pair_cross_entropy(
         own_BC = sharding.constrain(rows[:, None] == rows[None, :], everyone)
         own_B = jnp.sum(jnp.where(own_BC, logits_BC, 0.0), axis=1)
         nll_B = jax.nn.logsumexp(logits_BC, axis=1) - own_B
-        correct_B = own_B >= jnp.max(logits_BC, axis=1)
+        # Strictly: where all vectors are alike, no pair is told from the others.
+        correct_B = own_B > jnp.max(jnp.where(own_BC, -jnp.inf, logits_BC), axis=1)
         return jnp.sum(jnp.where(real_B, nll_B, 0.0)), jnp.sum(real_B & correct_B, dtype=jnp.float32)
 
     ways = [one_way(left_BE, right_BE)]

@@ -1,5 +1,6 @@
 """The rows of a mixture's parts in one stream: whose turn it is, and what a row says of whose it is."""
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -22,6 +23,15 @@ def of_rows(parts: Sequence[Part], batch: int, rates: Sequence[float] = (1.0,)) 
 
 def evenly(parts: int) -> Schedule:
     return Schedule([0], [Mix([1.0] * parts)])
+
+
+def identity(parts: Sequence[Part]) -> dict[str, str]:
+    """What decides the rows of a mixture, beside what its parts read: which they are, and their rates."""
+    if len(parts) == 1:
+        return {}
+    said = [(part.called, repr(part.objective), list(part.rates), part.weight) for part in parts]
+    digest = hashlib.blake2b(repr(said).encode(), digest_size=8).hexdigest()
+    return {"the parts of the mixture, with their rates": digest}
 
 
 def choices(schedule: Schedule) -> tf.data.Dataset:

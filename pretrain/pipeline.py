@@ -115,7 +115,7 @@ def identity(run: RunConfig, split: str) -> dict[str, str]:
     for task in run.tasks():
         if split in task.splits:
             parts[f"the {split} data of task {task.name!r}"] = identity_of_source(task.source, split)
-    return parts
+    return parts | mixing.identity(run.objective.parts)
 
 
 def identity_of_source(source: seqio.DataSource, split: str) -> str:

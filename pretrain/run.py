@@ -150,11 +150,11 @@ class RunConfig:
                     f"RunConfig.use_cached is True, but task {task.name!r} is in none of SeqIO's cache "
                     "directories: cache it there, or set use_cached=False."
                 )
-        for corpus in self.corpora():
-            self._check_corpus(corpus)
+        for corpus, part in zip(self.corpora(), self.objective.parts, strict=True):
+            self._check_corpus(corpus, part.objective.reads)
         self.objective.check(self.lengths, vocabulary)
 
-    def _check_corpus(self, corpus: seqio.Task | seqio.Mixture) -> None:
+    def _check_corpus(self, corpus: seqio.Task | seqio.Mixture, reads: Sequence[str]) -> None:
         for setting, split in (
             ("train_split", self.train_split),
             ("eval_split (or --split)", self.eval_split),
@@ -164,10 +164,11 @@ class RunConfig:
                     f"Task {corpus.name!r} has no split {split!r}: set {setting} to one of "
                     f"{', '.join(corpus.splits)}."
                 )
-        if corpus.output_features["targets"].vocabulary != self.vocabulary():
+        found = [corpus.output_features[name].vocabulary for name in reads if name in corpus.output_features]
+        if any(vocabulary != self.vocabulary() for vocabulary in found):
             raise InputError(
-                f"Task {corpus.name!r} of a part has another vocabulary than task {self.corpus().name!r} "
-                "of the run: one model has one."
+                f"Task {corpus.name!r} has another vocabulary in {' or '.join(reads)} than task "
+                f"{self.corpus().name!r} of the run has in its targets: one model has one."
             )
 
     def check_batch(self, mesh: jax.sharding.Mesh) -> None:
@@ -183,8 +184,10 @@ class RunConfig:
         axis_sizes = mesh.shape
         check_rules(self.rules, axis_sizes)
         shares = self.rules.shares("batch", axis_sizes)
-        if self.batch_size % (parts := shares * self.microbatches):
-            times = f"{self.microbatches} microbatches times " if self.microbatches > 1 else ""
+        together = self.microbatches * getattr(self.objective, "chunks", 1)
+        if self.batch_size % (parts := shares * together):
+            what = "microbatches" if self.microbatches > 1 else "chunks"
+            times = f"{together} {what} times " if together > 1 else ""
             raise InputError(
                 f"RunConfig.batch_size is {self.batch_size}: make it a multiple of {parts}, {times}the "
                 f"shares of the mesh ({described(axis_sizes)})."
@@ -206,7 +209,7 @@ class RunConfig:
 
 
 def _corpus(task: str | seqio.Task | seqio.Mixture, setting: str) -> seqio.Task | seqio.Mixture:
-    if not isinstance(task, str):
+    if isinstance(task, seqio.Task | seqio.Mixture):
         return task
     try:
         return seqio.get_mixture_or_task(task)

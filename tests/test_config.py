@@ -192,12 +192,15 @@ def test_one_load_leaves_nothing_for_the_next():
     assert values(plain[0]) == values(again[0])
 
 
+PAPERS = ("bart.gin", "bert.gin", "code_infilling.gin", "contriever.gin", "ul2.gin", "xlnet.gin")
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_run_builds_and_its_text_builds_it_again(name, tmp_path, request):
     bindings = ["STEPS = 30", "BATCH_SIZE = 24", "SEED = 5"]
     if name.startswith("text_files"):
         bindings += ["FILES = ['/data/a*.txt', '/data/b.jsonl']", "FIELD = 'body'"]
-    if name.startswith("c4"):
+    if name.startswith("c4") or name in PAPERS:
         bindings.append(f"VOCABULARY_FILE = '{request.getfixturevalue('vocabulary_file')}'")
     run, text = config.load_with_text(f"runs/{name}", bindings)
     assert (run.steps, run.batch_size, run.seed) == (30, 24, 5)

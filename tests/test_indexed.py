@@ -228,3 +228,22 @@ def test_a_damaged_record_is_named_in_training_too(make_run, tmp_path):
     with pytest.raises(InputError, match=r"\.array_record, record \d+, is damaged"):
         for _, _ in zip(range(100), pipeline.batches(run), strict=False):
             pass
+
+
+def test_a_part_that_is_read_no_more_does_not_hold_up_the_others(make_run):
+    ends = Part(objective=PrefixLM(), rate=[(0, 1.0), (3, 0.0)])
+    objective = Mixture(parts=[ends, Part(objective=SpanCorruption(family="decoder"))])
+    run = make_run("mixture", objective=objective)
+    parts = [batch["decoder_part_ids"][:, 0].mean() for batch in itertools.islice(pipeline.batches(run), 6)]
+    assert parts == [0.5, 0.5, 0.5, 1, 1, 1]
+
+
+def test_other_rates_are_other_data(make_run):
+    before, after = (
+        pipeline.batches(make_run("mixture", objective=Mixture(parts=[
+            Part(objective=PrefixLM(), rate=[(0, 1.0), (step, 2.0)]),
+            Part(objective=SpanCorruption(family="decoder")),
+        ]))).identity()
+        for step in (3, 4)
+    )  # fmt: skip
+    assert before != after

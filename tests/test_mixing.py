@@ -10,7 +10,7 @@ import seqio
 import tensorflow as tf
 from flax import nnx
 
-from pretrain import losses, metrics, mixing, optim, pipeline
+from pretrain import evaluation, losses, metrics, mixing, optim, pipeline
 from pretrain.data import rows
 from pretrain.errors import InputError
 from pretrain.fingerprint import batch_hash, hexadecimal
@@ -183,7 +183,7 @@ def test_what_no_mixture_can_be_is_refused(make_run):
     with pytest.raises(InputError, match="give an objective"):
         Part(objective="causal_lm")
     other = corpus("small", 3, seqio.ByteVocabulary(extra_ids=10))
-    with pytest.raises(InputError, match="Task 'small' of a part has another vocabulary than task 'first'"):
+    with pytest.raises(InputError, match="Task 'small' has another vocabulary in targets than task 'first'"):
         make_run(causal, Part(objective=PrefixLM(), task=other)).check()
     with pytest.raises(InputError, match="The task of part 'prefix_lm' is 'nowhere'"):
         make_run(causal, Part(objective=PrefixLM(), task="nowhere")).check()
@@ -195,3 +195,25 @@ def test_turns_are_the_same_in_tensorflow_and_numpy():
     schedule = mixing.of_rows([dataclasses.replace(PARTS[0], rate=[(0, 1.0), (3, 5.0)]), *PARTS[1:]], 7)
     found = [int(part) for part in mixing.choices(schedule).take(200)]
     assert found == schedule.position(np.arange(200))[0].tolist()
+
+
+def test_weights_change_neither_bits_per_byte_nor_the_loss(make_run):
+    figures = []
+    for weight in (1.0, 4.0):
+        run = make_run(*(dataclasses.replace(part, weight=weight) for part in PARTS))
+        model = nnx.merge(state.graph(run.model), state.init_params(run.model, 0))
+        sums = step.loss_sums(run.objective, model, next(pipeline.batches(run)), None, np.ones(384, np.int32))
+        figures.append(metrics.figures(jax.device_get(sums)))
+    for name in ("loss", "bits_per_byte"):
+        np.testing.assert_allclose(figures[0][name], figures[1][name], rtol=1e-5)
+
+
+def test_a_mixture_is_no_part():
+    with pytest.raises(InputError, match="'mixture', a mixture itself: list its parts instead"):
+        Mixture(parts=[Part(objective=Mixture(parts=PARTS))])
+
+
+def test_the_whole_text_is_counted_of_every_part(make_run):
+    """A decoder's row holds inputs and targets: both make the text."""
+    run = make_run(Part(objective=SpanCorruption(family="decoder")), eval_batches=None)
+    assert evaluation.text_entropies(run)["unigram_bits_per_byte"] > 5

@@ -76,6 +76,7 @@ def benchmark(
     lengths have no room for them.
     """
     run.check()
+    generate.check_writes(run)
     encodes = run.model.family == "encoder_decoder"
     room = dict(run.lengths)
     needed = {"inputs": prompt, "targets": tokens} if encodes else {"targets": prompt + tokens}

@@ -46,18 +46,20 @@ def ngrams(words: tf.Tensor, most: int, seeds: tf.Tensor, draw: int) -> tf.Tenso
 
 
 def chosen(
-    units: tf.Tensor, eligible: tf.Tensor, rate: float | tf.Tensor, seeds: tf.Tensor, draw: int
-) -> tf.Tensor:
+    units: tf.Tensor, eligible: tf.Tensor, rate: float | tf.Tensor, seeds: tf.Tensor, draw: int,
+    least: int = 1,
+) -> tf.Tensor:  # fmt: skip
     """Chooses whole units at random until a share of the tokens is reached.
 
-    The unit that crosses the share is taken as often as makes the mean number of tokens right, but the first
-    one always: a sequence has one at least. Where every token is a unit, the number is exact: the share of
-    the eligible tokens, rounded.
+    The unit that crosses the share is taken as often as makes the mean number of tokens right; but the first
+    one always, where `least` is 1. Where every token is a unit, the number is exact: the share of the
+    eligible tokens, rounded.
 
     Args:
         units: int32 [n, m], the number of the unit each token is in, from 0 to m - 1, in order.
         eligible: bool [n, m], the tokens that may be chosen.
         rate: the share of them, in [0, 1].
+        least: 1 chooses a unit at least; 0 may choose none of a short sequence.
 
     Returns:
         bool [n, m].
@@ -66,7 +68,7 @@ def chosen(
     sizes = _sums(tf.cast(eligible, tf.int32), units)
     number = tf.reduce_sum(sizes, axis=1, keepdims=True)
     share = tf.cast(tf.round(tf.cast(number, tf.float32) * rate), tf.int32)
-    share = tf.clip_by_value(share, tf.minimum(number, 1), number)
+    share = tf.clip_by_value(share, tf.minimum(number, least), number)
     # In random order, those with nothing to choose last; a number of its own tells equal draws apart.
     lots = tf.cast(random_bits(seeds, most, draw), tf.int64) * tf.cast(most, tf.int64)
     lots += tf.cast(tf.range(most), tf.int64)
@@ -75,7 +77,7 @@ def chosen(
     after = tf.cumsum(in_order, axis=1)
     room = share - (after - in_order)
     coin = uniform(seeds, 1, draw + 1) * tf.cast(in_order, tf.float32)
-    fits = (in_order <= room) | (coin < tf.cast(room, tf.float32)) | (tf.range(most) == 0)
+    fits = (in_order <= room) | (coin < tf.cast(room, tf.float32)) | (tf.range(most) < least)
     taken = (in_order > 0) & (room > 0) & fits
     rows = tf.broadcast_to(tf.range(count)[:, tf.newaxis], [count, most])
     by_unit = tf.scatter_nd(tf.stack([rows, order], axis=2), tf.cast(taken, tf.int32), [count, most])

@@ -59,16 +59,21 @@ def _as_begun(text: str, prompt: str) -> str:
     return text.removeprefix(" ") if prompt[:1].strip() else text
 
 
-def generate_tokens(
-    run: RunConfig, params: state.Params, mesh: jax.sharding.Mesh, prompts: Sequence[vocabularies.Ids], *,
-    max_tokens: int | None = None, sampling: Sampling | None = None, seed: int = 0,
-) -> list[np.ndarray]:  # fmt: skip
-    """Token ids for token ids: int32 [new tokens] for each prompt, up to and with EOS."""
+def check_writes(run: RunConfig) -> None:
+    """Raises InputError where the model's family writes no text."""
     if run.model.family not in ("encoder_decoder", "decoder"):
         raise InputError(
             f"The model is of the {run.model.family} family, which writes no text: generate with an "
             "encoder-decoder or a decoder."
         )
+
+
+def generate_tokens(
+    run: RunConfig, params: state.Params, mesh: jax.sharding.Mesh, prompts: Sequence[vocabularies.Ids], *,
+    max_tokens: int | None = None, sampling: Sampling | None = None, seed: int = 0,
+) -> list[np.ndarray]:  # fmt: skip
+    """Token ids for token ids: int32 [new tokens] for each prompt, up to and with EOS."""
+    check_writes(run)
     encodes = run.model.family == "encoder_decoder"
     room = run.lengths["targets"]
     longest = max(len(prompt) for prompt in prompts)

@@ -279,10 +279,14 @@ class Part:
             )
         if not 0 < self.weight < math.inf:
             raise InputError(f"Part.weight of {self.called} must be above 0, not {self.weight}.")
+        if not isinstance(self.task, str | seqio.Task | seqio.Mixture | None):
+            raise InputError(f"Part.task of {self.called} is {self.task!r}; give a task, or its name.")
         steps = [step for step, _ in self.rates]
-        if not steps or steps[0] != 0 or sorted(set(steps)) != steps:
+        whole = all(isinstance(step, int) for step in steps)
+        if not steps or not whole or steps[0] != 0 or sorted(set(steps)) != steps:
             raise InputError(
-                f"Part.rate of {self.called} changes at the steps {steps}: begin with step 0, and go up."
+                f"Part.rate of {self.called} changes at the steps {steps}: begin with step 0, and go up in "
+                "whole steps."
             )
         if not all(0 <= rate < math.inf for _, rate in self.rates):
             raise InputError(f"Part.rate of {self.called} must not be negative, as in {self.rate}.")

@@ -114,8 +114,8 @@ class Contrastive(Objective):
         units = tf.broadcast_to(tf.range(tf.shape(dense)[1]), tf.shape(dense))
         inside = tf.sequence_mask(found.row_lengths(), tf.shape(dense)[1])
         # The first token stays, so that something does.
-        left_out = corruption.chosen(units, inside & (units > 0), self.deletion, seeds, draw + 2)
-        return corruption.without(found, left_out if self.deletion else tf.zeros_like(left_out))
+        left_out = corruption.chosen(units, inside & (units > 0), self.deletion, seeds, draw + 2, least=0)
+        return corruption.without(found, left_out)
 
     def _cloze(
         self, chunks: tf.RaggedTensor, seeds: tf.Tensor, lengths: Mapping[str, int], vocabulary

@@ -47,7 +47,7 @@ class _OfTokens(Noise):
         if self.whole_words:
             units = corruption.words(tf.gather(vocabularies.begins_word(vocabulary), tokens))
         inside = tf.sequence_mask(lengths, tf.shape(tokens)[1])
-        return corruption.chosen(units, inside, self.rate, seeds, draw)
+        return corruption.chosen(units, inside, self.rate, seeds, draw, least=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

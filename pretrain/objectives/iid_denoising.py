@@ -58,10 +58,10 @@ class IidDenoising(Objective):
                 f"{expected} tokens and sentinels of {lengths['inputs']} inputs: "
                 f"set it to {expected * 5 // 4}."
             )
-        if not self.drop and not num_sentinels(vocabulary):
+        if not self.drop and (sentinels := num_sentinels(vocabulary)) < 2:
             raise InputError(
-                "IidDenoising needs sentinels, but the vocabulary has none: give it extra_ids, or set "
-                "drop=True."
+                f"IidDenoising needs sentinels, but the vocabulary has {sentinels or 'none'}: give it "
+                "extra_ids, or set drop=True."
             )
 
     def _expected_targets(self, tokens: int) -> int:
@@ -75,7 +75,7 @@ class IidDenoising(Objective):
         self, chunks: tf.RaggedTensor, seeds: tf.Tensor, lengths, vocabulary
     ) -> dict[str, tf.RaggedTensor]:
         sizes = tf.cast(chunks.row_lengths(), tf.int32)[:, tf.newaxis]
-        places = tf.range(tf.reduce_max(sizes))
+        places = tf.range(tf.maximum(tf.reduce_max(sizes), 0))  # of no chunks, the greatest is the least int
         lots = uniform(seeds, tf.size(places))
         hidden = (lots < self.noise_density) & (places > 0) & (places < sizes)
         # A chunk that chance leaves whole teaches nothing: its last token is hidden.

@@ -41,6 +41,10 @@ class Mixture(Objective):
                 f"Mixture.parts has two that are called {twice[0]!r}: give each a name of its own."
             )
         for part in self.parts:
+            if isinstance(part.objective, Mixture):
+                raise InputError(
+                    f"Mixture.parts has {part.called!r}, a mixture itself: list its parts instead."
+                )
             if type(part.objective).loss is not Objective.loss:
                 raise InputError(
                     f"Mixture.parts has {part.called!r}, whose loss is no cross entropy of tokens: it cannot "

@@ -68,7 +68,7 @@ def loss_sums(
 
     tokens: positions that hold a token, encoder and decoder both; padding is not counted.
     nll/NAME, correct/NAME, weight/NAME, rows/NAME: of each part of a mixture.
-    bytes: of text that the weighted targets stand for (sentinels and EOS stand for none).
+    bytes: of text that the targets stand for, times their weights (sentinels and EOS stand for none).
     """
     sums = dict(vars(objective.loss(model, batch, key)))
     sums |= _of_parts(objective, sums.pop("of_parts"), batch)
@@ -78,7 +78,7 @@ def loss_sums(
     sums["bytes"] = jnp.zeros((), jnp.float32)
     if rows.predicts(batch):
         targets, weights = rows.scored(batch)
-        sums["bytes"] += jnp.sum(sharding.take(table, targets, ("batch", "length")) * (weights > 0))
+        sums["bytes"] += jnp.sum(sharding.take(table, targets, ("batch", "length")) * weights)
     return sums
 
 

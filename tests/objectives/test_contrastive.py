@@ -93,6 +93,8 @@ def vectors(seed: int, rows=12, size=5):
 def test_the_loss_is_a_softmax_over_the_batch(symmetric):
     left, right, real = vectors(0), vectors(1), np.arange(12) < 10
     left[3] = right[3]
+    alike = losses.pair_cross_entropy(left, np.tile(right[:1], (12, 1)), real, jnp.float32(8.0))
+    assert alike.correct == 0, "where all are alike, none is found"
     sums = losses.pair_cross_entropy(left, right, real, jnp.float32(8.0), symmetric=symmetric)
     logits = 8 * left[:10].astype(np.float64) @ right[:10].T
     ways = [logits, logits.T] if symmetric else [logits]
