@@ -55,9 +55,6 @@ def _rows(texts: Sequence[Ids], rows: int, length: int, side: Side) -> pipeline.
     tokens, real = np.zeros((2, rows, length), np.int32)
     for row, text in enumerate(texts):
         tokens[row, : len(text)], real[row, : len(text)] = text, 1
-    names = {
-        "input_tokens": tokens,
-        "segment_ids": real,
-        "positions": real * np.arange(length, dtype=np.int32),
-    }
+    positions = real * np.arange(length, dtype=np.int32)
+    names: dict[str, np.ndarray] = {"input_tokens": tokens, "segment_ids": real, "positions": positions}
     return {f"{side}_encoder_{name}": each for name, each in names.items()}
