@@ -43,10 +43,12 @@ def main(place: Path, only: tuple[str, ...], steps: int | None, write: Path | No
 
 
 def train(name: str, model_dir: Path, steps: int | None) -> None:
-    """By the command, whose output goes to stderr."""
+    """By the command, whose output goes to stderr; where it refuses, all ends."""
     settings = [] if steps is None else [f"--gin.STEPS={steps}"]
     command = [sys.executable, "-m", "pretrain.cli.main", "train", f"runs/{name}.gin", *settings]
-    subprocess.run([*command, "--model-dir", str(model_dir)], check=True, stdout=sys.stderr)
+    done = subprocess.run([*command, "--model-dir", str(model_dir)], stdout=sys.stderr)
+    if done.returncode:
+        sys.exit(done.returncode)
 
 
 main()
