@@ -2,13 +2,13 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from pretrain import metrics, pipeline
+from pretrain import metrics, mixing, pipeline
 from pretrain.data import rows
 from pretrain.data import vocabulary as vocabularies
 from pretrain.parallel import processes
@@ -23,7 +23,8 @@ class Stopped(Exception):
 
 def check(run: RunConfig) -> None:
     """Raises InputError if there is nothing to evaluate on; better known before training than after."""
-    next(pipeline.batches(run, training=False))
+    for part in _parts(run):
+        next(pipeline.batches(run, training=False, part=part))
 
 
 def evaluate(
@@ -31,6 +32,8 @@ def evaluate(
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:  # fmt: skip
     """Figures over `run.eval_batches` batches of its `eval_split` (None: all), the same every time.
+
+    So many of each part, where the parts of a mixture have batches of their own.
 
     stop: asked after every batch. Raises Stopped when it says so.
     """
@@ -43,12 +46,24 @@ def evaluate(
             sums.append(jax.device_get(before))
         if stop():
             raise Stopped
-    return metrics.figures(metrics.add([*sums, jax.device_get(running)]))
+    return metrics.figures(metrics.add([*sums, jax.device_get(running)]), run.objective.added)
 
 
 def held_out(run: RunConfig) -> Iterator[pipeline.Batch]:
-    """This process's batches of an evaluation; all processes get as many, the short ones padding."""
-    batches = pipeline.batches(run, training=False)
+    """This process's batches of an evaluation; all processes get as many, the short ones padding.
+
+    Parts of a mixture that have batches of their own are read one after the other.
+    """
+    for part in _parts(run):
+        yield from _held_out(run, part)
+
+
+def _parts(run: RunConfig) -> Sequence[int | None]:
+    return [None] if mixing.shares(run.objective) else range(len(run.objective.parts))
+
+
+def _held_out(run: RunConfig, part: int | None) -> Iterator[pipeline.Batch]:
+    batches = pipeline.batches(run, training=False, part=part)
     first = next(batches)
     padding = {name: np.zeros_like(value) for name, value in first.items()}
     stream = itertools.islice(itertools.chain([first], batches), run.eval_batches)

@@ -17,7 +17,7 @@ from pretrain import mixing, positions
 from pretrain.data import groups, reading, seeds
 from pretrain.data import vocabulary as vocabularies
 from pretrain.data.hashing import mixed
-from pretrain.data.order import Schedule, shuffled
+from pretrain.data.order import Mix, Schedule, shuffled
 from pretrain.data.store import Store
 from pretrain.errors import InputError
 from pretrain.objectives.base import Part
@@ -31,7 +31,8 @@ Batch = Mapping[str, np.ndarray]
 class Reader:
     """The examples of a run's stores by position, as numpy arrays.
 
-    order: which stream is read at each position; stream p * stores + s is store s, cut for part p.
+    order: which stream is read at each position; stream p * stores + s is store s, cut for part p of those
+        that are read here.
     chunk_lengths, shortest_chunks: of each part.
     """
 
@@ -57,10 +58,7 @@ class Reader:
 
     def end(self, part: int) -> int | None:
         """The position from which on the part is never read; None where there is none."""
-        own = slice(part * len(self.stores), (part + 1) * len(self.stores))
-        read = [bool(mix.turns[own].any()) for mix in self.order.mixes]
-        last = max((number for number, some in enumerate(read) if some), default=-1)
-        return None if last + 1 == len(read) else self.order.starts[last + 1]
+        return self.order.end(slice(part * len(self.stores), (part + 1) * len(self.stores)))
 
     def read(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The examples at `positions` [n], any of them from 0 up.
@@ -84,8 +82,11 @@ class Reader:
         return self.stores[store].chunk(number, self.chunk_lengths[part])
 
 
-def reader(run: RunConfig) -> Reader:
-    """What the run reads. Raises InputError if its stores, objective or settings do not go together."""
+def readers(run: RunConfig) -> list[Reader]:
+    """What the run reads: one of all parts that share batches, or one of each that has its own.
+
+    Raises InputError if its stores, objective or settings do not go together.
+    """
     feature, parts = run.corpus().output_features["targets"], run.objective.parts
     for part in parts:
         _check(part, run)
@@ -109,19 +110,24 @@ def reader(run: RunConfig) -> Reader:
         raise InputError(
             f"RunConfig.store_rates has {len(rates)} rates for {len(stores)} stores: give one for each."
         )
-    found = Reader(
-        stores=stores,
-        order=mixing.of_rows(parts, run.batch_size, rates),
-        chunk_lengths=[part.objective.chunk_length(run.lengths) for part in parts],
-        shortest_chunks=[part.objective.shortest_chunk for part in parts],
-        seed=run.seed,
-    )
-    for number, size in enumerate(found.sizes):
-        if not size:
-            raise InputError(
-                f"The store {stores[number % len(stores)].directory} has no chunk of {run.train_split}: it "
-                "is too small."
-            )
+    chunk_lengths = [part.objective.chunk_length(run.lengths_of(n)) for n, part in enumerate(parts)]
+    shortest_chunks = [part.objective.shortest_chunk for part in parts]
+    if mixing.shares(run.objective):
+        order = mixing.of_rows(parts, run.batch_size, rates)
+        found = [Reader(stores, order, chunk_lengths, shortest_chunks, run.seed)]
+    else:
+        order = Schedule([0], [Mix(rates)])
+        found = [
+            Reader(stores, order, [length], [shortest], mixing.seed(run.objective, number, run.seed))
+            for number, (length, shortest) in enumerate(zip(chunk_lengths, shortest_chunks, strict=True))
+        ]
+    for each in found:
+        for number, size in enumerate(each.sizes):
+            if not size:
+                raise InputError(
+                    f"The store {stores[number % len(stores)].directory} has no chunk of {run.train_split}: "
+                    "it is too small."
+                )
     return found
 
 
@@ -152,7 +158,8 @@ class IndexedBatches(Iterator[Batch]):
     elastic = True
 
     def __init__(self, run: RunConfig, skips: Sequence[range] = ()):
-        self._run, self._reader, self._skips = run, reader(run), skips
+        self._run, self._readers, self._skips = run, readers(run), skips
+        self._turns = mixing.of_batches(run.objective.parts) if run.objective.mixes == "batches" else None
         self._rows_held = np.array(sharding.local_rows(run.batch_size), np.int64)
         self.position = 0
         self._stream: Iterator[Batch] | None = None
@@ -169,7 +176,7 @@ class IndexedBatches(Iterator[Batch]):
                 raise self._refused from error
             raise
         self.position += 1
-        return batch
+        return mixing.present(batch)
 
     def seek(self, position: int) -> None:
         """The next batch is the one at `position`."""
@@ -178,13 +185,14 @@ class IndexedBatches(Iterator[Batch]):
     def identity(self) -> dict[str, str]:
         """What is read, by what says it; the directories of the stores are not part of it."""
         vocabulary = vocabularies.fingerprint(self._run.vocabulary())
-        digests = [store.manifest.splits[store.split].digest for store in self._reader.stores]
+        first = self._readers[0]
+        digests = [store.manifest.splits[store.split].digest for store in first.stores]
         return {
             "the vocabulary": vocabulary,
             **seeds.IDENTITY,
             "the stores": " ".join(digests),
-            **mixing.identity(self._run.objective.parts),
-            "their rates": " ".join(str(turns) for mix in self._reader.order.mixes for turns in mix.turns),
+            **mixing.identity(self._run.objective, self._run.lengths),
+            "their rates": " ".join(str(turns) for mix in first.order.mixes for turns in mix.turns),
         }
 
     def snapshot(self) -> Callable[[Path], None]:
@@ -202,41 +210,73 @@ class IndexedBatches(Iterator[Batch]):
 
     def _dataset(self, position: int) -> tf.data.Dataset:
         """This process's batches from `position` on: [rows, length] features."""
-        parts = range(len(self._run.objective.parts))
-        rows = [self._rows(part, position) for part in parts]
-        mix = rows[0]
-        if len(parts) > 1:
-            mix = tf.data.Dataset.choose_from_datasets(rows, self._turns(position))
-        batches = mix.batch(len(self._rows_held), drop_remainder=True)
+        objective, size = self._run.objective, len(self._rows_held)
+        rows = [self._rows(part, position) for part in range(len(objective.parts))]
+        if mixing.shares(objective):
+            mix = rows[0]
+            if len(rows) > 1:
+                mix = tf.data.Dataset.choose_from_datasets(rows, self._parts(position).unbatch())
+            batches = mix.batch(size, drop_remainder=True)
+        else:
+            own = [each.batch(size, drop_remainder=True) for each in rows]
+            batches = mixing.together(own)
+            if self._turns is not None:
+                wanted = mixing.features(objective, self._run.lengths, pack=False)
+                batches = mixing.in_turns(own, self._parts(position), wanted)
         return batches.prefetch(4).with_options(reading.options())
 
-    def _positions(self, position: int) -> Iterator[np.ndarray]:
-        """Those of this process's rows, of one batch after the other."""
+    def _steps(self, position: int) -> Iterator[int]:
+        """The positions of batches, from `position` on."""
         while True:
             position = self._unskipped(position)
-            yield position * self._run.batch_size + self._rows_held
+            yield position
             position += 1
 
-    def _turns(self, position: int) -> tf.data.Dataset:
-        """The part of each row."""
+    def _parts(self, position: int) -> tf.data.Dataset:
+        """The part of each row that this process holds, int64 [rows] a step; or of each step, int64 []."""
 
         def parts() -> Iterator[np.ndarray]:
-            return map(self._reader.part, self._positions(position))
+            for step in self._steps(position):
+                if self._turns is None:
+                    yield self._readers[0].part(step * self._run.batch_size + self._rows_held)
+                else:
+                    yield self._turns.position(np.array(step))[0]
 
-        signature = tf.TensorSpec([len(self._rows_held)], tf.int64)
-        return tf.data.Dataset.from_generator(parts, output_signature=signature).unbatch()
+        shape = [] if self._turns is not None else [len(self._rows_held)]
+        return tf.data.Dataset.from_generator(parts, output_signature=tf.TensorSpec(shape, tf.int64))
+
+    def _asked(self, part: int, position: int) -> Iterator[np.ndarray]:
+        """What is read of a part, step by step: positions in its reader, int64 [rows].
+
+        It ends where the part does: else a group that is being filled would wait for ever.
+        """
+        size, held, turns = self._run.batch_size, self._rows_held, self._turns
+        if mixing.shares(self._run.objective):
+            (found,) = self._readers
+            end = found.end(part)
+            for step in self._steps(position):
+                rows = step * size + held
+                if end is not None and rows[0] >= end:
+                    return
+                yield rows[found.part(rows) == part]
+        elif turns is None:
+            yield from (step * size + held for step in self._steps(position))
+        else:
+            end = turns.end(slice(part, part + 1))
+            for step in self._steps(position):
+                if end is not None and step >= end:
+                    return
+                turn, number = turns.position(np.array(step))
+                if turn == part:
+                    yield number * size + held
 
     def _rows(self, part: int, position: int) -> tf.data.Dataset:
         """The rows of one part, [length] features."""
-        run, found = self._run, self._reader
-
-        end = found.end(part)
+        run, row_lengths = self._run, dict(self._run.lengths_of(part))
+        found = self._readers[0 if mixing.shares(run.objective) else part]
 
         def examples() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-            for held in self._positions(position):
-                if end is not None and held[0] >= end:
-                    return  # else the group that is being filled would wait for ever
-                own = held[found.part(held) == part]
+            for own in self._asked(part, position):
                 if not own.size:
                     continue
                 try:
@@ -256,8 +296,10 @@ class IndexedBatches(Iterator[Batch]):
 
         def make(tokens: tf.Tensor, lengths: tf.Tensor, seeds: tf.Tensor) -> dict[str, tf.RaggedTensor]:
             chunks = tf.RaggedTensor.from_row_lengths(tokens, lengths, validate=False)
-            return objective.ended_examples(chunks, seeds, run.lengths, features)
+            return objective.ended_examples(chunks, seeds, row_lengths, features)
 
         converter = objective.converter(pack=False)
-        rows = converter(groups.each(batches, make), task_feature_lengths=dict(run.lengths))
-        return mixing.marked(rows, run.objective.parts, part, run.lengths, pack=False)
+        rows = converter(groups.each(batches, make), task_feature_lengths=row_lengths)
+        if not mixing.shares(run.objective):
+            return rows
+        return mixing.marked(rows, run.objective, part, run.lengths, pack=False)

@@ -87,6 +87,27 @@ def _by_part(of_tokens: Sequence[jax.Array], part_ids_BL: jax.Array | None, num_
     )
 
 
+def added(parts: Sequence[tuple[int, TokenSums, Any]], num_parts: int) -> TokenSums:
+    """The sums of several losses in one.
+
+    Args:
+        parts: (number, its sums, factor of its loss) of each that there is.
+        num_parts: how many there may be; what is not there has zeros in `of_parts`.
+    """
+    of_parts = jnp.zeros((num_parts, 3), jnp.float32)
+    for number, sums, _ in parts:
+        of_parts = of_parts.at[number].set(jnp.stack([sums.nll, sums.correct, sums.weight]))
+    zero = jnp.zeros((), jnp.float32)
+    return TokenSums(
+        loss=sum((sums.loss * factor for _, sums, factor in parts), zero),
+        nll=sum((sums.nll * factor for _, sums, factor in parts), zero),
+        z_loss=sum((sums.z_loss * factor for _, sums, factor in parts), zero),
+        correct=sum((sums.correct for _, sums, _ in parts), zero),
+        weight=sum((sums.weight for _, sums, _ in parts), zero),
+        of_parts=of_parts,
+    )
+
+
 def in_chunks(sums: Callable[..., TokenSums], parts: int) -> Callable[..., TokenSums]:
     """`sums` of arrays [B, L, ...] as the sum over so many parts of L, each computed again for the gradient.
 

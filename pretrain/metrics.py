@@ -17,8 +17,11 @@ def add(totals: Iterable[Mapping[str, float]]) -> dict[str, float]:
     return result
 
 
-def figures(sums: Mapping[str, float]) -> dict[str, float]:
+def figures(sums: Mapping[str, float], added: Mapping[str, float] | None = None) -> dict[str, float]:
     """Means a token from sums: loss (nats), accuracy, perplexity, bits_per_byte.
+
+    added: the weights of a mixture's parts, by name, if its loss is the sum of theirs; such a sum is no
+        likelihood, and has no perplexity.
 
     Perplexity is the exponential of the mean loss, computed once over everything. Bits per byte spreads the
     loss of all targets (sentinels and EOS too) over the bytes of text they stand for.
@@ -31,7 +34,8 @@ def figures(sums: Mapping[str, float]) -> dict[str, float]:
         raise ValueError("These batches have no target tokens, so there is no mean loss.")
     loss = sums["nll"] / weight
     result = {"loss": loss, "accuracy": sums["correct"] / weight}
-    result["perplexity"] = math.exp(loss) if loss < 700 else math.inf
+    if added is None:
+        result["perplexity"] = math.exp(loss) if loss < 700 else math.inf
     if sums["bytes"]:
         result["bits_per_byte"] = sums["nll"] / math.log(2) / sums["bytes"]
     rows = {key.removeprefix("rows/"): value for key, value in sums.items() if key.startswith("rows/")}
@@ -42,6 +46,10 @@ def figures(sums: Mapping[str, float]) -> dict[str, float]:
             result[f"loss/{name}"] = sums[f"nll/{name}"] / part
             result[f"accuracy/{name}"] = sums[f"correct/{name}"] / part
             result[f"tokens/{name}"] = part
+    if added is not None:
+        if missing := [name for name in added if not sums.get(f"weight/{name}")]:
+            raise ValueError(f"These batches have no target tokens of {missing[0]}, so there is no loss.")
+        result["loss"] = math.fsum(factor * result[f"loss/{name}"] for name, factor in added.items())
     if sums.get("z_loss"):
         result["z_loss"] = sums["z_loss"] / weight
     return result

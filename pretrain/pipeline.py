@@ -19,7 +19,6 @@ import tensorflow as tf
 from pretrain import mixing, positions
 from pretrain.data import reading, seeds
 from pretrain.data import vocabulary as vocabularies
-from pretrain.data.hashing import mixed
 from pretrain.errors import InputError
 from pretrain.indexed import IndexedBatches
 from pretrain.parallel import sharding
@@ -30,22 +29,30 @@ Batch = Mapping[str, np.ndarray]
 _STATE = {"tensor_names": ["iterator"], "shape_and_slices": [""]}  # of an iterator in TensorFlow's files
 
 
-def rows(
-    run: RunConfig, split: str, *, training: bool, shard: seqio.ShardInfo, batch: int
+def _batches(
+    run: RunConfig, split: str, *, training: bool, shard: seqio.ShardInfo, size: int, part: int | None
 ) -> tf.data.Dataset:
-    """Rows of model features of this shard of the split: shuffled and endless, or once and in order.
-
-    batch: how many of them are of one step.
-    """
-    parts = range(len(run.objective.parts))
-    streams = [_rows(run, part, split, training=training, shard=shard) for part in parts]
-    if len(streams) == 1:
-        return streams[0]
-    # An evaluation reads all parts in turn, as long as they last.
-    turns = mixing.of_rows(run.objective.parts, batch) if training else mixing.evenly(len(streams))
-    return tf.data.Dataset.choose_from_datasets(
-        streams, mixing.choices(turns), stop_on_empty_dataset=training
-    )
+    """Batches of `size` rows of this shard of the split: shuffled and endless, or once and in order."""
+    objective, parts = run.objective, run.objective.parts
+    streams = [_rows(run, n, split, training=training, shard=shard) for n in range(len(parts))]
+    if mixing.shares(objective):
+        # An evaluation reads all parts in turn, as long as they last.
+        turns = mixing.of_rows(parts, size) if training else mixing.evenly(len(streams))
+        mix = streams[0]
+        if len(streams) > 1:
+            mix = tf.data.Dataset.choose_from_datasets(
+                streams, mixing.choices(turns), stop_on_empty_dataset=training
+            )
+        return mix.batch(size, drop_remainder=training)
+    # Parts with batches of their own.
+    own = [rows.batch(size, drop_remainder=training) for rows in streams]
+    wanted = mixing.features(objective, run.lengths, run.pack)
+    if not training:
+        chosen = range(len(parts)) if part is None else [part]
+        return _one_after_another([mixing.named(own[n], n, wanted) for n in chosen], wanted)
+    if objective.mixes == "losses":
+        return mixing.together(own)
+    return mixing.in_turns(own, mixing.choices(mixing.of_batches(parts)), wanted)
 
 
 def _rows(
@@ -54,15 +61,14 @@ def _rows(
     """Those of one part."""
     objective = run.objective.parts[number].objective
     bound = objective.bind(run.corpora()[number], run.shuffle_buffer)
-    # Parts that read one corpus read it in an order of their own.
-    seed = run.seed if number == 0 else int(mixed(run.seed, number)[0] % 2**32)
+    seed, lengths = mixing.seed(run.objective, number, run.seed), dict(run.lengths_of(number))
     read = {
-        "sequence_length": dict(run.lengths),
+        "sequence_length": lengths,
         "split": split,
         "use_cached": run.use_cached,
         "shuffle": training,
         # Held-out noise is the same for every run, so that runs of different seeds can be compared.
-        "seed": seed if training else 0,
+        "seed": seed if training else mixing.seed(run.objective, number, 0),
         "shard_info": shard,
         "num_epochs": None if training else 1,
         # An in-memory cache would be written into every checkpoint of the iterator.
@@ -75,8 +81,10 @@ def _rows(
         )
     else:
         dataset = bound.get_dataset(**read)
-    made = objective.converter(run.pack)(dataset, task_feature_lengths=dict(run.lengths))
-    return mixing.marked(made, run.objective.parts, number, run.lengths, run.pack)
+    made = objective.converter(run.pack)(dataset, task_feature_lengths=lengths)
+    if not mixing.shares(run.objective):
+        return made
+    return mixing.marked(made, run.objective, number, run.lengths, run.pack)
 
 
 def _one_after_another(datasets: Sequence[tf.data.Dataset], features: Iterable[str]) -> tf.data.Dataset:
@@ -86,11 +94,14 @@ def _one_after_another(datasets: Sequence[tf.data.Dataset], features: Iterable[s
 
 
 def batches(
-    run: RunConfig, split: str | None = None, *, training: bool = True, skips: Sequence[range] = ()
-) -> "Batches | IndexedBatches":
+    run: RunConfig, split: str | None = None, *, training: bool = True, skips: Sequence[range] = (),
+    part: int | None = None,
+) -> "Batches | IndexedBatches":  # fmt: skip
     """The batches of this process: [its share of batch_size, length] int32 and float32 features.
 
     skips: positions of batches to leave out.
+    part: of a mixture whose parts have batches of their own, the one to read for an evaluation; None is all,
+        one after the other.
     """
     if training and run.stores:
         return IndexedBatches(run, skips)
@@ -98,8 +109,8 @@ def batches(
     shard = seqio.ShardInfo(index=index, num_shards=count)
     split = split or (run.train_split if training else run.eval_split)
     size = run.batch_size // count
-    dataset = rows(run, split, training=training, shard=shard, batch=size)
-    dataset = dataset.batch(size, drop_remainder=training).prefetch(4).with_options(reading.options())
+    dataset = _batches(run, split, training=training, shard=shard, size=size, part=part)
+    dataset = dataset.prefetch(4).with_options(reading.options())
     name = f"split {split!r} of task {' and '.join(repr(task.name) for task in run.tasks())}"
     what = identity(run, split) | {"the share of a process": f"{index} of {count}"}
     return Batches(dataset, size, name, what, skips)
@@ -115,7 +126,7 @@ def identity(run: RunConfig, split: str) -> dict[str, str]:
     for task in run.tasks():
         if split in task.splits:
             parts[f"the {split} data of task {task.name!r}"] = identity_of_source(task.source, split)
-    return parts | mixing.identity(run.objective.parts)
+    return parts | mixing.identity(run.objective, run.lengths)
 
 
 def identity_of_source(source: seqio.DataSource, split: str) -> str:
@@ -153,7 +164,8 @@ class Batches(Iterator[Batch]):
     def __next__(self) -> Batch:
         while any(self.position in skip for skip in self._skips):
             self._draw()
-        return {name: _padded(value.numpy(), self._rows) for name, value in self._draw().items()}
+        batch = {name: value.numpy() for name, value in self._draw().items()}
+        return {name: _padded(value, self._rows) for name, value in mixing.present(batch).items()}
 
     def _draw(self) -> dict[str, tf.Tensor]:
         try:
@@ -242,7 +254,7 @@ def to_devices(batch: Batch, mesh: jax.sharding.Mesh, rules: sharding.Rules) -> 
 def abstract_batch(run: RunConfig, mesh: jax.sharding.Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """The shapes of a global batch on the devices of `mesh`, without reading one."""
     layout = sharding.named(mesh, run.rules, ("batch", "length"))
-    features = mixing.features(run.objective.parts, run.lengths, run.pack)
+    features = mixing.features(run.objective, run.lengths, run.pack)
     return {
         name: jax.ShapeDtypeStruct((run.batch_size, length), dtype.as_numpy_dtype, sharding=layout)
         for name, (length, dtype) in features.items()

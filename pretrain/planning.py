@@ -74,7 +74,7 @@ class Plan:
     @property
     def tokens(self) -> int:
         """Of a step, padding included."""
-        return self.run.batch_size * sum(self.run.lengths.values())
+        return round(self.run.step_tokens())
 
     def bounds(self) -> dict[str, float]:
         """Seconds that a step takes at least, for each thing that it is made of. None known for CPUs."""
@@ -154,6 +154,11 @@ def plan(run: RunConfig, topology: Topology) -> Plan:
 
     Raises InputError if the run does not fit the devices' number, TooLarge if not their memory.
     """
+    if run.objective.mixes == "batches":
+        raise InputError(
+            "RunConfig.objective has steps of several shapes (mixes='batches'): plan one of its parts at a "
+            "time, as RunConfig.objective."
+        )
     devices = topology.devices()
     mesh = run.mesh.build(devices)
     run.check_batch(mesh)
@@ -164,7 +169,6 @@ def plan(run: RunConfig, topology: Topology) -> Plan:
         traced = programs.train_step.trace(abstract, batch)
         compiled = _compiled(traced.lower())
         seconds = time.monotonic() - began
-    forward = run.batch_size * run.model.flops(run.lengths)
     return Plan(
         run=run,
         topology=topology,
@@ -172,7 +176,7 @@ def plan(run: RunConfig, topology: Topology) -> Plan:
         chip=None if topology.kind == "cpu" else hardware.CHIPS[devices[0].device_kind],
         parameters=state.count(abstract.params),
         memory=_memory(abstract, batch, compiled.memory_analysis()),
-        model_flops=3 * forward,
+        model_flops=3 * run.step_flops(),
         flops=matrix_flops(traced.jaxpr.jaxpr),
         cost=hlo.cost(compiled.as_text() or "", len(devices), topology.slices),
         compile_seconds=seconds,

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import seqio
@@ -105,11 +105,36 @@ class RunConfig:
             raise InputError(
                 f"RunConfig.stores is {self.stores!r}; give a list of directories, such as ['/data/c4']."
             )
-        if self.objective.family != self.model.family:
-            raise InputError(
-                f"RunConfig.objective {type(self.objective).__name__} is of the {self.objective.family} "
-                f"family, but RunConfig.model of the {self.model.family} family: choose both of one."
-            )
+        for part in self.objective.parts:
+            if part.objective.family not in self.model.expresses:
+                raise InputError(
+                    f"RunConfig.objective {type(part.objective).__name__} is of the {part.objective.family} "
+                    f"family, but RunConfig.model of the {self.model.family} family: choose both of one."
+                    + self.model.to_express(part.objective.family)
+                )
+
+    def lengths_of(self, part: int) -> Mapping[str, int]:
+        """The row lengths of a part of the objective."""
+        return self.objective.lengths_of(part, self.lengths)
+
+    def step_tokens(self) -> float:
+        """Cells of a step; where batches of a mixture differ, on average over the first stretch of rates."""
+        return self._of_step(lambda lengths: sum(lengths.values()))
+
+    def step_flops(self) -> float:
+        """Floating point operations of the matrix products of a step's forward pass; averages as above."""
+        return self._of_step(self.model.flops)
+
+    def _of_step(self, example: Callable[[Mapping[str, int]], float]) -> float:
+        """Of all examples of a step."""
+        parts = self.objective.parts
+        if self.objective.mixes == "rows":
+            return self.batch_size * example(self.lengths)
+        each = [self.batch_size * example(self.lengths_of(number)) for number in range(len(parts))]
+        if self.objective.mixes == "losses":
+            return sum(each)
+        rates = [part.rate_at(0) for part in parts]
+        return sum(rate * one for rate, one in zip(rates, each, strict=True)) / sum(rates)
 
     def corpus(self) -> seqio.Task | seqio.Mixture:
         """The task before any objective, looked up if it was given by name."""
@@ -184,7 +209,7 @@ class RunConfig:
         axis_sizes = mesh.shape
         check_rules(self.rules, axis_sizes)
         shares = self.rules.shares("batch", axis_sizes)
-        together = self.microbatches * getattr(self.objective, "chunks", 1)
+        together = self.microbatches * self.objective.chunks
         if self.batch_size % (parts := shares * together):
             what = "microbatches" if self.microbatches > 1 else "chunks"
             times = f"{together} {what} times " if together > 1 else ""
@@ -198,14 +223,16 @@ class RunConfig:
                 f"On the mesh ({described(axis_sizes)}) some processes hold a part of each other's rows of "
                 "the batch: choose sizes so that each holds rows of its own, or all that another holds."
             )
-        for feature, length in self.lengths.items():
-            cuts = self.rules.shares("length", axis_sizes)
-            cuts *= self.objective.loss_chunks if feature == "targets" else 1
-            if length % cuts:
-                raise InputError(
-                    f"RunConfig.lengths[{feature!r}] is {length}: make it a multiple of {cuts}, the shares "
-                    f"of the mesh ({described(axis_sizes)}) times the objective's loss_chunks."
-                )
+        for number, part in enumerate(self.objective.parts):
+            chunks = max(self.objective.loss_chunks, part.objective.loss_chunks)
+            for feature, length in self.lengths_of(number).items():
+                cuts = self.rules.shares("length", axis_sizes)
+                cuts *= chunks if feature == "targets" else 1
+                if length % cuts:
+                    raise InputError(
+                        f"RunConfig.lengths[{feature!r}] is {length}: make it a multiple of {cuts}, the "
+                        f"shares of the mesh ({described(axis_sizes)}) times the objective's loss_chunks."
+                    )
 
 
 def _corpus(task: str | seqio.Task | seqio.Mixture, setting: str) -> seqio.Task | seqio.Mixture:

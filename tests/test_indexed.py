@@ -25,15 +25,24 @@ LENGTHS = {
     "prefix_lm": {"targets": 16},
     "masked_lm": {"inputs": 16},
     "mixture": {"targets": 32},
+    "batches": {"targets": 32},
+    "losses": {"targets": 32},
 }
 CHANGING = [(0, 1.0), (2, 3.0), (20, 1.0)]
+ENDING = [(0, 1.0), (3, 0.0)]
 OBJECTIVES = {
     "span_corruption": SpanCorruption(), "causal_lm": CausalLM(), "prefix_lm": PrefixLM(),
     "masked_lm": MaskedLM(),
     "mixture": Mixture(parts=[Part(objective=PrefixLM(), rate=CHANGING),
                               Part(objective=SpanCorruption(family="decoder"), rate=2.0)]),
+    "batches": Mixture(mixes="batches",
+                       parts=[Part(objective=PrefixLM(), rate=ENDING, lengths={"targets": 24}),
+                              Part(objective=SpanCorruption(family="decoder"), rate=2.0)]),
+    "losses": Mixture(mixes="losses",
+                      parts=[Part(objective=PrefixLM(), lengths={"targets": 24}),
+                             Part(objective=SpanCorruption(family="decoder"))]),
 }  # fmt: skip
-ALONE = [name for name in OBJECTIVES if name != "mixture"]
+ALONE = [name for name, objective in OBJECTIVES.items() if not isinstance(objective, Mixture)]
 
 
 def documents(seed: int, number: int) -> list[np.ndarray]:
@@ -104,7 +113,7 @@ def take(batches, number):
 @pytest.mark.parametrize("name", ALONE)
 def test_an_epoch_has_every_example_once_and_the_next_another_order(name, make_run):
     run = make_run(name)
-    reader = indexed.reader(run)
+    (reader,) = indexed.readers(run)
     (size,) = reader.sizes
     epochs = []
     for epoch in range(2):
@@ -156,7 +165,7 @@ def test_the_seed_decides_order_and_noise(make_run):
 
 
 def test_noise_is_new_in_every_epoch(make_run):
-    reader = indexed.reader(make_run("span_corruption"))
+    (reader,) = indexed.readers(make_run("span_corruption"))
     (size,) = reader.sizes
     _, _, seeds = reader.read(np.arange(3 * size))
     assert len(np.unique(seeds.reshape(3 * size, -1), axis=0)) == 3 * size
@@ -185,7 +194,7 @@ def test_what_is_skipped_is_not_read(make_run):
 
 def test_several_stores_are_read_at_their_rates(make_run, tmp_path):
     stores = [write_store(tmp_path / "a", seed=1), write_store(tmp_path / "b", seed=2, number=30)]
-    reader = indexed.reader(make_run(stores=stores, store_rates=[1, 3]))
+    (reader,) = indexed.readers(make_run(stores=stores, store_rates=[1, 3]))
     number = 4000
     store_of, _ = reader.order.position(np.arange(number))
     assert np.bincount(store_of).tolist() == [1000, 3000]

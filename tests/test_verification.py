@@ -192,6 +192,7 @@ def small(family: str) -> tuple[str, ...]:
         ("quickstart_prefix_lm", "decoder"),
         ("quickstart_prefix_lm_encoder_decoder", "encoder_decoder"),
         ("multi_objective_tiny", "decoder"),
+        ("masked_and_contrastive_tiny", "dual_encoder"),
     ],
 )
 def test_every_objective(place, name, family):

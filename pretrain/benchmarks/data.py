@@ -99,7 +99,7 @@ def benchmark(
     return DataBenchmark(
         machine=machine(mesh),
         data=data,
-        padded_tokens=run.batch_size * sum(run.lengths.values()),
+        padded_tokens=round(run.step_tokens()),
         steps=[seconds for seconds, _ in turns],
         waits=[waited for _, waited in turns],
     )

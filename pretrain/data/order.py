@@ -183,6 +183,16 @@ class Schedule:
         counts = [mix.counts(int(length)) for mix, length in zip(self.mixes, lengths, strict=False)]
         return np.cumsum([np.zeros_like(self.mixes[0].turns), *counts], axis=0)
 
+    def end(self, stores: slice) -> int | None:
+        """The position from which on none of these stores is read; None where there is none.
+
+        >>> Schedule([0, 4], [Mix([1.0, 1.0]), Mix([0.0, 1.0])]).end(slice(0, 1))
+        4
+        """
+        read = [bool(mix.turns[stores].any()) for mix in self.mixes]
+        last = max((number for number, some in enumerate(read) if some), default=-1)
+        return None if last + 1 == len(read) else self.starts[last + 1]
+
     def position(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """As that of a mix."""
         index = np.asarray(index, np.int64)

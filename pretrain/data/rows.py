@@ -27,6 +27,35 @@ def part_ids(batch: Mapping[str, Any]) -> tuple[Any, ...]:
     return (batch[name],) if name in batch else ()
 
 
+def real(batch: Mapping[str, Any]) -> Any:
+    """Which rows hold something, bool [batch]; the last batch of a split may end in rows of padding."""
+    segments = [value for name, value in sorted(batch.items()) if name.endswith("_segment_ids")]
+    return segments[0].max(axis=1) > 0
+
+
+def of_part(number: int, name: str) -> str:
+    """What a feature of a part is called in batches where each part has features of its own.
+
+    >>> of_part(1, "encoder_positions")
+    '1/encoder_positions'
+    """
+    return f"{number}/{name}"
+
+
+def by_part(batch: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    """The features of each part in the batch, in order; of a batch that all parts share, all are part 0's.
+
+    >>> by_part({"1/tokens": "x", "0/tokens": "y", "0/weights": "z"})
+    {0: {'tokens': 'y', 'weights': 'z'}, 1: {'tokens': 'x'}}
+    """
+    found: dict[int, dict[str, Any]] = {}
+    for name in sorted(batch):
+        number, slash, feature = name.partition("/")
+        own = found.setdefault(int(number) if slash else 0, {})
+        own[feature if slash else name] = batch[name]
+    return found
+
+
 def examples(batch: Mapping[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
     """Every example of a batch, in row order: "targets", "weights", with an encoder "inputs", and "part".
 
@@ -40,6 +69,10 @@ def examples(batch: Mapping[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]
     >>> [example["targets"].tolist() for example in examples(batch)]
     [[5, 1], [6, 1]]
     """
+    if any("/" in name for name in batch):
+        for number, own in by_part(batch).items():
+            yield from (example | {"part": np.array(number)} for example in examples(own))
+        return
     if not predicts(batch):
         yield from _pairs(batch)
         return

@@ -53,6 +53,15 @@ class ModelConfig:
         shared = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return StackConfig(**{name: value for name, value in shared.items() if name in names} | own)
 
+    @property
+    def expresses(self) -> tuple[str, ...]:
+        """The families whose objectives it can learn."""
+        return (self.family,)
+
+    def to_express(self, family: str) -> str:
+        """What would make it learn those of another family, if something would; goes behind a sentence."""
+        return ""
+
     def build(self, key: jax.Array) -> nnx.Module:
         """A freshly initialised model."""
         raise NotImplementedError

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from pretrain.errors import InputError
-from pretrain.models.encoder import Batch, Embedder, EncoderConfig, hidden
+from pretrain.models.encoder import Batch, Embedder, EncoderConfig, Head, hidden
 from pretrain.models.transformer import Stack
 from pretrain.parallel import sharding
 
@@ -27,22 +27,34 @@ class DualEncoderConfig(EncoderConfig):
     shared: one encoder for both sides; False is two, with no parameter in common.
     embedding_dim: of the vectors, by a product with weights; None takes the encoder's as they are.
     temperature: similarities are divided by it; the model learns it, beginning with this one.
+    predicts: the left encoder also says which token each position should hold, as an `Encoder` does, so that
+        a mixture may have objectives of that family too.
     """
 
     family: ClassVar[str] = "dual_encoder"
     shared: bool = True
     embedding_dim: int | None = None
     temperature: float = 0.05
+    predicts: bool = False
 
     def __post_init__(self):
         super().__post_init__()
         if not 0.001 <= self.temperature <= 100:
             raise InputError(f"Model temperature={self.temperature} must be from 0.001 to 100.")
 
+    @property
+    def expresses(self) -> tuple[str, ...]:
+        return (self.family, "encoder") if self.predicts else (self.family,)
+
+    def to_express(self, family: str) -> str:
+        return " DualEncoderConfig.predicts=True gives it a head for tokens." if family == "encoder" else ""
+
     def build(self, key: jax.Array) -> nnx.Module:
         return DualEncoder(self, key)
 
     def flops(self, lengths: Mapping[str, int]) -> float:
+        if "targets" not in lengths:
+            return super().flops(lengths)
         projection = 4 * self.embed_dim * (self.embedding_dim or 0)
         return self.stack.flops(lengths["inputs"]) + self.stack.flops(lengths["targets"]) + projection
 
@@ -77,6 +89,8 @@ class DualEncoder(nnx.Module):
     def __init__(self, config: DualEncoderConfig, key: jax.Array):
         left, right = jax.random.split(key)
         self.left = Tower(config, left)
+        if config.predicts:
+            self.head = Head(config, jax.random.fold_in(key, 2))
         if not config.shared:
             self.right = Tower(config, right)
         self.log_scale = nnx.Param(sharding.full((), (), -math.log(config.temperature)))
@@ -90,6 +104,16 @@ class DualEncoder(nnx.Module):
         tower = self.left if side == "left" or self.config.shared else self.right
         tokens, segments = batch[f"{side}_encoder_input_tokens"], batch[f"{side}_encoder_segment_ids"]
         return tower(tokens, segments, batch[f"{side}_encoder_positions"], key)
+
+    def features(self, batch: Batch, key: jax.Array | None = None) -> jax.Array:
+        """What `logits` takes, [B, L, D], as that of an `Encoder`."""
+        tokens, segments = batch["encoder_input_tokens"], batch["encoder_segment_ids"]
+        places = batch["encoder_positions"]
+        return hidden(self.left.embedder, self.left.stack, tokens, segments, places, key)
+
+    def logits(self, x_BLD: jax.Array) -> jax.Array:
+        """Float32 [B, L, V] of features [B, L, D], where the model predicts."""
+        return self.head(x_BLD, self.left.embedder.tokens)
 
     @property
     def scale(self) -> jax.Array:

@@ -28,6 +28,7 @@ from pretrain.errors import InputError
 Family = Literal["encoder_decoder", "decoder", "encoder", "two_stream", "dual_encoder"]
 Preprocessor = Callable[..., tf.data.Dataset]
 Rate = float | Sequence[tuple[int, float]]
+Mixes = Literal["rows", "batches", "losses"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,9 +48,13 @@ class Objective(abc.ABC):
         shortest_chunk: tokens of the shortest chunk that makes an example; a shorter last one is left out.
         reads: the features of the corpus that it reads; of a document, "targets".
         compares_rows: the rows of a batch are compared with each other, so it cannot be computed in parts.
+        chunks: parts of a batch that it computes one after the other by itself.
+        mixes: what its parts share out, see `Mixture`.
     """
 
     compares_rows: ClassVar[bool] = False
+    chunks: ClassVar[int] = 1
+    mixes: ClassVar[Mixes] = "rows"
 
     reads: ClassVar[tuple[str, ...]] = ("targets",)
     ends_documents: ClassVar[bool] = False
@@ -76,6 +81,10 @@ class Objective(abc.ABC):
     def parts(self) -> "Sequence[Part]":
         """What it is made of: itself, but where it is a mixture."""
         return (Part(objective=self),)
+
+    def lengths_of(self, part: int, lengths: Mapping[str, int]) -> Mapping[str, int]:
+        """The row lengths of a part, where those of the run are `lengths`."""
+        return lengths
 
     @property
     def name(self) -> str:
@@ -213,6 +222,20 @@ class Objective(abc.ABC):
         of_tokens = (*rows.scored(batch), *rows.part_ids(batch))
         return losses.in_chunks(sums, self.loss_chunks)(model.features(batch, key), *of_tokens)
 
+    def weight(self, batch: Mapping[str, Any]) -> Any:
+        """The `weight` among the sums of `loss`, without computing them."""
+        _, weights = rows.scored(batch)
+        return weights.sum()
+
+    @property
+    def added(self) -> Mapping[str, float] | None:
+        """The weights of the parts, by name, if the loss is the sum of their means; else None."""
+        return None
+
+    def factors(self, batch: Mapping[str, Any]) -> Any:
+        """What `loss` multiplies the sums of each part of the global batch by; None where it does not."""
+        return None
+
     @property
     def bidirectional_prompt(self) -> bool:
         """Whether a decoder reads its prompt in both directions, as it read its prefixes in training."""
@@ -262,7 +285,8 @@ class Part:
         task: from what, as `RunConfig.task`; None is the run's.
         rate: its share of the rows, relative to the other parts; or pairs (step, rate) in order, the first
             of step 0: the share from that step on.
-        weight: what its loss weights are multiplied by.
+        weight: what its loss is multiplied by.
+        lengths: of its rows, as `RunConfig.lengths`, if it has rows of its own; None is the run's.
         name: what its figures are called; None is the objective's name.
     """
 
@@ -270,6 +294,7 @@ class Part:
     task: str | seqio.Task | seqio.Mixture | None = None
     rate: Rate = 1.0
     weight: float = 1.0
+    lengths: Mapping[str, int] | None = None
     name: str | None = None
 
     def __post_init__(self) -> None:
@@ -279,6 +304,10 @@ class Part:
             )
         if not 0 < self.weight < math.inf:
             raise InputError(f"Part.weight of {self.called} must be above 0, not {self.weight}.")
+        if not isinstance(self.lengths, Mapping | None):
+            raise InputError(
+                f"Part.lengths of {self.called} is {self.lengths!r}; give lengths such as {{'inputs': 512}}."
+            )
         if not isinstance(self.task, str | seqio.Task | seqio.Mixture | None):
             raise InputError(f"Part.task of {self.called} is {self.task!r}; give a task, or its name.")
         steps = [step for step, _ in self.rates]

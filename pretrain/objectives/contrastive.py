@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, get_args
 import seqio
 import tensorflow as tf
 
-from pretrain.data import corruption, groups
+from pretrain.data import corruption, groups, rows
 from pretrain.data import vocabulary as vocabularies
 from pretrain.data.converters import DualEncoderConverter
 from pretrain.data.seeds import uniform
@@ -50,7 +50,7 @@ class Contrastive(Objective):
     crop_max: float = 0.5
     deletion: float = 0.1
     symmetric: bool = False
-    chunks: int = 1
+    chunks: int = 1  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -146,8 +146,10 @@ class Contrastive(Objective):
         from pretrain import losses  # here, because the data side of an objective needs no jax
 
         left, right = losses.pair_embeddings(model, batch, key, self.chunks)
-        real = batch["left_encoder_segment_ids"].max(axis=1) > 0
-        return losses.pair_cross_entropy(left, right, real, model.scale, symmetric=self.symmetric)
+        return losses.pair_cross_entropy(left, right, rows.real(batch), model.scale, symmetric=self.symmetric)
+
+    def weight(self, batch: Mapping[str, Any]) -> Any:
+        return rows.real(batch).sum(dtype="float32")
 
     def encode_prompt(self, text: str, feature: seqio.Feature) -> list[int]:
         raise InputError("A contrastive model compares texts and writes none.")

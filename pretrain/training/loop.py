@@ -289,8 +289,8 @@ def describe(run: RunConfig, model_dir: Path, done: int, parameters: int, mesh: 
         model_dir=model_dir,
         first_step=done,
         parameters=parameters,
-        flops_per_step=3.0 * run.batch_size * run.model.flops(run.lengths),
-        tokens_per_step=run.batch_size * sum(run.lengths.values()),
+        flops_per_step=3.0 * run.step_flops(),
+        tokens_per_step=round(run.step_tokens()),
         mesh=dict(mesh.shape),
         device=f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
     )

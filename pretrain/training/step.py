@@ -25,7 +25,7 @@ Sums = dict[str, jax.Array]
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Sums]]
 EvalStep = Callable[[Params, Batch], Sums]
-Summed = Callable[[Params, Batch, jax.Array | None], Any]
+Summed = Callable[..., Any]  # (params, batch, key, *others) -> sums, or gradients and sums
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,15 +62,18 @@ def programs(run: RunConfig, table: np.ndarray | None = None) -> Programs:
 
 
 def loss_sums(
-    objective: Objective, model: nnx.Module, batch: Batch, key: jax.Array | None, token_bytes: np.ndarray
-) -> Sums:
+    objective: Objective, model: nnx.Module, batch: Batch, key: jax.Array | None, token_bytes: np.ndarray,
+    *factors: jax.Array,
+) -> Sums:  # fmt: skip
     """Float32 scalar sums over the batch: those of the objective, `tokens` and `bytes`.
 
     tokens: positions that hold a token, encoder and decoder both; padding is not counted.
     nll/NAME, correct/NAME, weight/NAME, rows/NAME: of each part of a mixture.
-    bytes: of text that the targets stand for, times their weights (sentinels and EOS stand for none).
+    bytes: of text that the targets stand for, times their weights (sentinels and EOS stand for none); 0 where
+        a batch is not shared by all parts, whose losses are of different things.
+    factors: those of the objective for the global batch, if it has some.
     """
-    sums = dict(vars(objective.loss(model, batch, key)))
+    sums = dict(vars(objective.loss(model, batch, key, *factors)))
     sums |= _of_parts(objective, sums.pop("of_parts"), batch)
     segments = [batch[name] for name in batch if name.endswith("_segment_ids")]
     sums["tokens"] = sum(jnp.sum(ids > 0, dtype=jnp.float32) for ids in segments)
@@ -83,14 +86,22 @@ def loss_sums(
 
 
 def _of_parts(objective: Objective, of_parts: jax.Array, batch: Batch) -> Sums:
+    """Sums by the names of the parts; a batch that is not shared has no rows of some."""
+    if not of_parts.size:
+        return {}
+    shared = rows.part_ids(batch)
+    own = {} if shared else rows.by_part(batch)
     sums: Sums = {}
-    for ids_BL in rows.part_ids(batch) if rows.predicts(batch) else ():
-        used_BL = batch[f"{rows.side(batch)}_segment_ids"] > 0
-        for number, part in enumerate(objective.parts):
-            for column, name in enumerate(("nll", "correct", "weight")):
-                sums[f"{name}/{part.called}"] = of_parts[number, column]
-            own_B = jnp.any(used_BL & (ids_BL == number), axis=1)
-            sums[f"rows/{part.called}"] = jnp.sum(own_B, dtype=jnp.float32)
+    for number, part in enumerate(objective.parts):
+        for column, name in enumerate(("nll", "correct", "weight")):
+            sums[f"{name}/{part.called}"] = of_parts[number, column]
+        used = jnp.zeros((), jnp.float32)
+        if shared:
+            used_BL = (batch[f"{rows.side(batch)}_segment_ids"] > 0) & (shared[0] == number)
+            used += jnp.sum(jnp.any(used_BL, axis=1), dtype=jnp.float32)
+        elif number in own:
+            used += jnp.sum(rows.real(own[number]), dtype=jnp.float32)
+        sums[f"rows/{part.called}"] = used
     return sums
 
 
@@ -109,9 +120,11 @@ def make_train_step(
     and the `batch_hash`, uint32 [2], of what it was fed.
     """
 
-    def summed(params: Params, batch: Batch, key: jax.Array | None) -> tuple[Params, Sums]:
+    def summed(
+        params: Params, batch: Batch, key: jax.Array | None, *factors: jax.Array
+    ) -> tuple[Params, Sums]:
         def loss(params: Params) -> tuple[jax.Array, Sums]:
-            sums = loss_sums(objective, nnx.merge(graph, params), batch, key, token_bytes)
+            sums = loss_sums(objective, nnx.merge(graph, params), batch, key, token_bytes, *factors)
             return sums["loss"], sums
 
         return jax.grad(loss, has_aux=True)(params)
@@ -119,7 +132,9 @@ def make_train_step(
     summed_over_all = accumulated(summed, microbatches)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
-        gradients, sums = summed_over_all(state.params, batch, state.step_key())
+        factors = objective.factors(batch)
+        others = () if factors is None else (factors,)
+        gradients, sums = summed_over_all(state.params, batch, state.step_key(), *others)
         scale = 1.0 / jnp.maximum(sums["weight"], 1.0)
         gradients = jax.tree.map(lambda g: g * scale, gradients)
         sums["gradient_norm"] = optax.tree.norm(gradients)
@@ -140,13 +155,15 @@ def make_train_step(
 def accumulated(summed: Summed, parts: int) -> Summed:
     """`summed` of a batch as the sum over so many parts of it, one after the other, in the memory of one.
 
+    What it takes beside parameters, batch and key is of the whole batch, and goes to each part as it is.
+
     Gradients are summed here, and divided by the weight of the whole batch after: to divide each part's by
     its own weight, as T5X does, gives another update wherever the weights differ.
     """
     if parts == 1:
         return summed
 
-    def over_parts(params: Params, batch: Batch, key: jax.Array | None) -> Any:
+    def over_parts(params: Params, batch: Batch, key: jax.Array | None, *others: jax.Array) -> Any:
         def cut(x_BL: jax.Array) -> jax.Array:
             # Part p has the rows p, p + parts, ...: every device finds its share among the rows it holds.
             size, length = x_BL.shape
@@ -156,10 +173,11 @@ def accumulated(summed: Summed, parts: int) -> Summed:
         def add(totals, part):
             index, own = part
             part_key = None if key is None else jax.random.fold_in(key, index)
-            return jax.tree.map(jnp.add, totals, summed(params, own, part_key)), None
+            return jax.tree.map(jnp.add, totals, summed(params, own, part_key, *others)), None
 
         parts_PRL = jax.tree.map(cut, dict(batch))
-        of_one = jax.eval_shape(summed, params, jax.tree.map(lambda x_PRL: x_PRL[0], parts_PRL), key)
+        first = jax.tree.map(lambda x_PRL: x_PRL[0], parts_PRL)
+        of_one = jax.eval_shape(summed, params, first, key, *others)
         totals, _ = jax.lax.scan(add, sharding.zeros_like(of_one), (jnp.arange(parts), parts_PRL))
         return totals
 

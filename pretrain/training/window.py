@@ -29,7 +29,7 @@ class Window:
         self, run: RunConfig, flops: float, log: records.Records, unfinished: Sequence[Sums],
         bad_in_a_row: int,
     ):  # fmt: skip
-        self._log = log
+        self._log, self._added = log, run.objective.added
         self._then, self._most = run.bad_steps.then, run.bad_steps.most
         self._bad_in_a_row = bad_in_a_row
         self._compiling = True
@@ -95,7 +95,7 @@ class Window:
         self.drain()
         figures: dict[str, float] = {}
         if good := [sums for sums in self.unfinished if sums]:
-            figures = metrics.figures(metrics.add(good))
+            figures = metrics.figures(metrics.add(good), self._added)
             figures |= {name: good[-1][name] for name in OF_A_STEP}
         if skipped := len(self.unfinished) - len(good):
             figures["skipped_steps"] = skipped
