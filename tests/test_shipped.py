@@ -20,6 +20,7 @@ FAMILIES = {
     "bert": "runs/bert.gin", "encoder": "runs/bert_tiny.gin", "dual": "runs/contriever_tiny.gin",
     "xlnet": "runs/xlnet.gin", "two": "runs/xlnet_tiny.gin",
 }  # fmt: skip
+NO_PAPER = "masked_and_contrastive_tiny"
 PARAMETERS = {  # of the public checkpoints of T5 1.1
     "t5_1_1_small": 76_961_152, "t5_1_1_base": 247_577_856, "t5_1_1_large": 783_150_080,
     "t5_1_1_xl": 2_849_757_184, "t5_1_1_xxl": 11_135_332_352,
@@ -88,7 +89,8 @@ def test_every_paper_has_its_run_and_a_small_twin():
     said = [line.strip("| ").split(" | ") for line in table.splitlines()]
     names = [cells[0].strip("`") for cells in said]
     assert names == [name for name in shipped("runs") if f"{name}_tiny" in shipped("runs")]
-    assert len(names) == sum(name.endswith("_tiny") for name in shipped("runs")) == 10
+    twins = {f"{name}_tiny" for name in names}
+    assert {name for name in shipped("runs") if name.endswith("_tiny")} - twins == {NO_PAPER}
     for name, cells in zip(names, said, strict=True):
         run = load(f"runs/{name}.gin")
         model = re.findall(r"include 'models/(\w+)\.gin'", _with_included(f"runs/{name}.gin"))[0]

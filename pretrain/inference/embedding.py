@@ -28,14 +28,15 @@ def embed_tokens(
     Raises:
         InputError: the model makes no vectors.
     """
-    if run.model.family != "dual_encoder":
+    compare = [n for n, part in enumerate(run.objective.parts) if part.objective.family == "dual_encoder"]
+    if not compare:
         raise InputError(
             f"The model is of the {run.model.family} family, which makes no vectors of texts: train one with "
             "the objective Contrastive."
         )
     graph = state.graph(run.model)
     program = jax.jit(lambda params, batch: nnx.merge(graph, params).embed(batch, side))
-    length, end = run.lengths[FEATURES[side]], _end(run, side)
+    length, end = run.lengths_of(compare[0])[FEATURES[side]], _end(run, compare[0], side)
     found = []
     for first in range(0, len(texts), run.batch_size):
         some = [[*text[: length - len(end)], *end] for text in texts[first : first + run.batch_size]]
@@ -44,9 +45,10 @@ def embed_tokens(
     return np.concatenate(found)
 
 
-def _end(run: RunConfig, side: Side) -> list[int]:
+def _end(run: RunConfig, part: int, side: Side) -> list[int]:
     """EOS, where the texts of `side` ended in it in training."""
-    feature = run.objective.output_features(run.corpus().output_features)[FEATURES[side]]
+    objective, corpus = run.objective.parts[part].objective, run.corpora()[part]
+    feature = objective.output_features(corpus.output_features)[FEATURES[side]]
     return [feature.vocabulary.eos_id] if feature.add_eos else []
 
 

@@ -51,3 +51,11 @@ def test_a_model_of_another_family_makes_none():
     run = config.load("runs/quickstart.gin")
     with pytest.raises(InputError, match="makes no vectors"):
         embed_tokens(run, {}, run.mesh.build(), [[5]])
+
+
+def test_the_part_of_a_mixture_that_compares_says_how_texts_are_read():
+    run = config.load("runs/masked_and_contrastive_tiny.gin", ["BATCH_SIZE = 8"])
+    mesh, params = run.mesh.build(), state.init_params(run.model, 0)
+    with sharding.layout(mesh, run.rules):
+        (one, other) = embed_tokens(run, params, mesh, [[5, 6, 7], [5, 6, 7, *range(3, 200)]])
+    assert one @ one == pytest.approx(1) and one @ other < 0.99
