@@ -10,6 +10,7 @@ from flax import nnx
 
 from pretrain.errors import InputError
 from pretrain.models import backends, layers
+from pretrain.models.masks import Masks
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -24,9 +25,13 @@ KNOWN = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """What the families share. `dtype` is the compute type; parameters are float32."""
+    """What the families share. `dtype` is the compute type; parameters are float32.
+
+    masks: who may look at whom in each kind of attention; the model asks here, and so does a picture of it.
+    """
 
     family: ClassVar[str]
+    masks: ClassVar[Masks] = {}
     vocab_size: int
     embed_dim: int
     num_heads: int

@@ -12,7 +12,7 @@ from flax import nnx
 
 from pretrain.models import attention, layers
 from pretrain.models.config import DTYPES, ModelConfig, StackConfig
-from pretrain.models.masks import Mask, Seen
+from pretrain.models.masks import Mask, Masks, Seen
 from pretrain.models.transformer import Stack
 
 Batch = Mapping[str, jax.Array]
@@ -23,6 +23,11 @@ class DecoderConfig(ModelConfig):
     """The sizes of a decoder. `dtype` is the compute type; parameters are float32."""
 
     family: ClassVar[str] = "decoder"
+    masks: ClassVar[Masks] = {
+        "decoder": lambda batch: Mask.of(
+            batch["decoder_segment_ids"], causal=True, prefix_BK=batch.get("decoder_prefix_mask")
+        )
+    }
     num_layers: int
     num_kv_heads: int | None = None
     activation: str = "silu"
@@ -67,8 +72,7 @@ class Decoder(nnx.Module):
         Reads `decoder_input_tokens`, `decoder_segment_ids`, `decoder_positions` and, where the objective
         gives one, `decoder_prefix_mask`: the input positions that all of their segment may see.
         """
-        segments = batch["decoder_segment_ids"]
-        seen = Mask.of(segments, causal=True, prefix_BK=batch.get("decoder_prefix_mask"))
+        seen = self.config.masks["decoder"](batch)
         x_BLD, _ = self.hidden(
             batch["decoder_input_tokens"], seen=seen, positions_BL=batch["decoder_positions"], key=key
         )

@@ -14,6 +14,7 @@ from flax import nnx
 
 from pretrain.errors import InputError
 from pretrain.models.encoder import Batch, Embedder, EncoderConfig, Head, hidden
+from pretrain.models.masks import Mask, Masks
 from pretrain.models.transformer import Stack
 from pretrain.parallel import sharding
 
@@ -32,6 +33,11 @@ class DualEncoderConfig(EncoderConfig):
     """
 
     family: ClassVar[str] = "dual_encoder"
+    masks: ClassVar[Masks] = {
+        **EncoderConfig.masks,  # of batches of tokens to predict
+        "left": lambda batch: Mask.of(batch["left_encoder_segment_ids"]),
+        "right": lambda batch: Mask.of(batch["right_encoder_segment_ids"]),
+    }
     shared: bool = True
     embedding_dim: int | None = None
     temperature: float = 0.05
@@ -73,10 +79,11 @@ class Tower(nnx.Module):
         self.projects = config.embedding_dim is not None
 
     def __call__(
-        self, tokens_BL: jax.Array, segments_BL: jax.Array, positions_BL: jax.Array, key: jax.Array | None
-    ) -> jax.Array:
+        self, tokens_BL: jax.Array, segments_BL: jax.Array, seen: Mask, positions_BL: jax.Array,
+        key: jax.Array | None,
+    ) -> jax.Array:  # fmt: skip
         """Float32 [B, E] of length 1: the mean over the tokens; zero for rows that have none."""
-        x_BLD = hidden(self.embedder, self.stack, tokens_BL, segments_BL, positions_BL, key)
+        x_BLD = hidden(self.embedder, self.stack, tokens_BL, seen, positions_BL, key)
         real_BL = (segments_BL > 0).astype(jnp.float32)
         sums_BD = sharding.einsum("BLD,BL->BD", x_BLD.astype(jnp.float32), real_BL, axes=("batch", "embed"))
         mean_BE = sums_BD / jnp.maximum(real_BL.sum(axis=1, keepdims=True), 1.0)
@@ -103,13 +110,13 @@ class DualEncoder(nnx.Module):
         """
         tower = self.left if side == "left" or self.config.shared else self.right
         tokens, segments = batch[f"{side}_encoder_input_tokens"], batch[f"{side}_encoder_segment_ids"]
-        return tower(tokens, segments, batch[f"{side}_encoder_positions"], key)
+        seen = self.config.masks[side](batch)
+        return tower(tokens, segments, seen, batch[f"{side}_encoder_positions"], key)
 
     def features(self, batch: Batch, key: jax.Array | None = None) -> jax.Array:
         """What `logits` takes, [B, L, D], as that of an `Encoder`."""
-        tokens, segments = batch["encoder_input_tokens"], batch["encoder_segment_ids"]
-        places = batch["encoder_positions"]
-        return hidden(self.left.embedder, self.left.stack, tokens, segments, places, key)
+        tokens, seen = batch["encoder_input_tokens"], self.config.masks["encoder"](batch)
+        return hidden(self.left.embedder, self.left.stack, tokens, seen, batch["encoder_positions"], key)
 
     def logits(self, x_BLD: jax.Array) -> jax.Array:
         """Float32 [B, L, V] of features [B, L, D], where the model predicts."""

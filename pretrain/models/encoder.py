@@ -17,7 +17,7 @@ from flax import nnx
 from pretrain.errors import InputError
 from pretrain.models import layers
 from pretrain.models.config import DTYPES, ModelConfig, StackConfig
-from pretrain.models.masks import Mask
+from pretrain.models.masks import Mask, Masks
 from pretrain.models.transformer import Norm, Stack, norm
 from pretrain.parallel import sharding
 
@@ -32,6 +32,7 @@ class EncoderConfig(ModelConfig):
     """
 
     family: ClassVar[str] = "encoder"
+    masks: ClassVar[Masks] = {"encoder": lambda batch: Mask.of(batch["encoder_segment_ids"])}
     num_layers: int
     norm: str = "rms"
     norm_first: bool = True
@@ -105,14 +106,14 @@ class Head(nnx.Module):
 
 
 def hidden(
-    embedder: Embedder, stack: Stack, tokens_BL: jax.Array, segments_BL: jax.Array, positions_BL: jax.Array,
+    embedder: Embedder, stack: Stack, tokens_BL: jax.Array, seen: Mask, positions_BL: jax.Array,
     key: jax.Array | None,
 ) -> jax.Array:  # fmt: skip
-    """Hidden states [B, L, D] of tokens that see their segments."""
-    place = jnp.arange(segments_BL.shape[1])  # distances in a segment are those of the row
+    """Hidden states [B, L, D] of tokens that see those of the mask."""
+    place = jnp.arange(tokens_BL.shape[1])  # distances in a segment are those of the row
     x_BLD, _ = stack(
         embedder(tokens_BL, positions_BL),
-        seen=Mask.of(segments_BL),
+        seen=seen,
         bias=stack.bias(place, place),
         positions_BL=positions_BL,
         key=key,
@@ -137,8 +138,8 @@ class Encoder(nnx.Module):
 
         Reads `encoder_input_tokens`, `encoder_segment_ids` and `encoder_positions`.
         """
-        tokens, segments = batch["encoder_input_tokens"], batch["encoder_segment_ids"]
-        return hidden(self.embedder, self.stack, tokens, segments, batch["encoder_positions"], key)
+        tokens, seen = batch["encoder_input_tokens"], self.config.masks["encoder"](batch)
+        return hidden(self.embedder, self.stack, tokens, seen, batch["encoder_positions"], key)
 
     def logits(self, x_BLD: jax.Array) -> jax.Array:
         """Float32 [B, L, V] of features [B, L, D]."""

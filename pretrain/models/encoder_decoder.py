@@ -14,7 +14,7 @@ from flax import nnx
 
 from pretrain.models import attention, layers
 from pretrain.models.config import DTYPES, ModelConfig, StackConfig
-from pretrain.models.masks import Mask, Seen
+from pretrain.models.masks import Mask, Masks, Seen
 from pretrain.models.transformer import Stack
 
 Batch = Mapping[str, jax.Array]
@@ -25,6 +25,11 @@ class EncoderDecoderConfig(ModelConfig):
     """The sizes of an encoder-decoder. `dtype` is the compute type; parameters are float32."""
 
     family: ClassVar[str] = "encoder_decoder"
+    masks: ClassVar[Masks] = {
+        "encoder": lambda batch: Mask.of(batch["encoder_segment_ids"]),
+        "decoder": lambda batch: Mask.of(batch["decoder_segment_ids"], causal=True),
+        "cross": lambda batch: Mask.of(batch["decoder_segment_ids"], batch["encoder_segment_ids"]),
+    }
     encoder_layers: int
     decoder_layers: int
     relative_buckets: int = 32
@@ -73,13 +78,12 @@ class EncoderDecoder(nnx.Module):
         """
         encoder_key, decoder_key = layers.split(key, 2)
         encoded_BED = self.encode(batch, encoder_key)
-        segments = batch["decoder_segment_ids"]
-        length = segments.shape[1]
+        length = batch["decoder_segment_ids"].shape[1]
         x_BLD, _ = self.hidden(
             batch["decoder_input_tokens"],
             encoded_BED,
-            seen=Mask.of(segments, causal=True),
-            memory_seen=Mask.of(segments, batch["encoder_segment_ids"]),
+            seen=self.config.masks["decoder"](batch),
+            memory_seen=self.config.masks["cross"](batch),
             positions_L=jnp.arange(length),
             key_positions_K=jnp.arange(length),
             key=decoder_key,
@@ -92,12 +96,11 @@ class EncoderDecoder(nnx.Module):
 
     def encode(self, batch: Batch, key: jax.Array | None = None) -> jax.Array:
         """Hidden states [B, E, D] of `encoder_input_tokens`."""
-        segments = batch["encoder_segment_ids"]
         # Distances inside a packed segment are those of the row, so row positions serve the relative bias.
-        position = jnp.arange(segments.shape[1])
+        position = jnp.arange(batch["encoder_segment_ids"].shape[1])
         x_BED, _ = self.encoder(
             self.embedding(batch["encoder_input_tokens"], DTYPES[self.config.dtype]),
-            seen=Mask.of(segments),
+            seen=self.config.masks["encoder"](batch),
             bias=self.encoder.bias(position, position),
             positions_BL=batch["encoder_positions"],
             key=key,

@@ -6,7 +6,7 @@ a key, and a bias is float32 [N, Q, K]: of long rows these would be the largest 
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import jax
@@ -168,6 +168,9 @@ class Bias:
         positions = cut(self.query_positions, number, ("length",), 0)
         return positions, lambda part: dataclasses.replace(self, query_positions=part)
 
+
+# What sees what in a model, by name: the masks of a batch, from its features.
+Masks = Mapping[str, Callable[[Mapping[str, jax.Array]], Mask]]
 
 Seen = Mask | jax.Array  # written out: bool [B, Q, K]
 Offset = Bias | jax.Array | None  # written out: float32 [N, Q, K]

@@ -21,7 +21,7 @@ from flax import nnx
 from pretrain.errors import InputError
 from pretrain.models import attention, backends, layers
 from pretrain.models.config import DTYPES, ModelConfig, StackConfig
-from pretrain.models.masks import Mask, Offset, Seen, bias_of, mask_of
+from pretrain.models.masks import Mask, Masks, Offset, Seen, bias_of, mask_of
 from pretrain.models.transformer import Stack
 from pretrain.parallel import sharding
 
@@ -36,6 +36,12 @@ class TwoStreamConfig(ModelConfig):
     """
 
     family: ClassVar[str] = "two_stream"
+    masks: ClassVar[Masks] = {
+        "content": lambda batch: Mask.of(batch["encoder_segment_ids"], order_BL=batch["encoder_order"]),
+        "query": lambda batch: Mask.of(
+            batch["encoder_segment_ids"], order_BL=batch["encoder_order"], strict=True
+        ),
+    }
     num_layers: int
     norm: str = "rms"
     norm_first: bool = True
@@ -129,15 +135,15 @@ class TwoStream(nnx.Module):
 
         Reads `encoder_input_tokens`, `encoder_order`, `encoder_segment_ids` and `encoder_positions`.
         """
-        segments, order = batch["encoder_segment_ids"], batch["encoder_order"]
-        place = jnp.arange(segments.shape[1])  # distances in a segment are those of the row
+        length = batch["encoder_segment_ids"].shape[1]
+        place = jnp.arange(length)  # distances in a segment are those of the row
         h_BLD = self.embedding(batch["encoder_input_tokens"], DTYPES[self.config.dtype])
         g_BLD = sharding.full(h_BLD.shape, layers.RESIDUAL, 0.0, h_BLD.dtype)
         return self.stack.streams(
             h_BLD,
             g_BLD + self.start[...].astype(h_BLD.dtype),
-            content=Mask.of(segments, order_BL=order),
-            query=Mask.of(segments, order_BL=order, strict=True),
+            content=self.config.masks["content"](batch),
+            query=self.config.masks["query"](batch),
             bias=self.stack.bias(place, place),
             positions_BL=batch["encoder_positions"],
             key=key,
