@@ -9,7 +9,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from pretrain import pipeline
+from pretrain import mixing, pipeline
 from pretrain.data import rows
 from pretrain.data.vocabulary import token_bytes
 from pretrain.errors import InputError
@@ -86,11 +86,15 @@ class CorpusStats:
 
 @dataclasses.dataclass(frozen=True)
 class Inspection:
-    """What `inspect` found: the examples of each row, figures by feature, and an entry for each task."""
+    """What `inspect` found: the examples of each row, figures by feature, and an entry for each task.
+
+    cells: what the model reads of each of `rows`, [1, length] features.
+    """
 
     split: str
     batches: int
     rows: Sequence[Row]
+    cells: Sequence[Batch]
     features: Mapping[str, FeatureStats]
     truncation: Truncation | None
     corpora: Sequence[CorpusStats]
@@ -113,8 +117,14 @@ def inspect(run: RunConfig, split: str | None = None, num_batches: int = 20) -> 
         )
     training = split == run.train_split
     batches = list(itertools.islice(pipeline.batches(run, split, training=training), num_batches))
-    found = [row for batch in batches for row in row_examples(batch) if row]
-    features = feature_stats(found, run.lengths)
+    read = [
+        (next(iter(rows.by_part(cells).values())), row)
+        for batch in batches
+        for cells, row in zip(single_rows(batch), row_examples(batch), strict=True)
+        if row
+    ]
+    found = [row for _, row in read]
+    features = _features(run, found)
     held = sum(len(row) for row in found)
     examples = held + (run.shuffle_buffer if training else 0)
     tokens = sum(stats.tokens for stats in features.values()) * examples // held
@@ -122,6 +132,7 @@ def inspect(run: RunConfig, split: str | None = None, num_batches: int = 20) -> 
         split=split,
         batches=len(batches),
         rows=found,
+        cells=[cells for cells, _ in read],
         features=features,
         truncation=truncation(run, split, training=training, examples=examples),
         corpora=corpus_stats(run, split, training=training, tokens=tokens),
@@ -137,11 +148,33 @@ def row_examples(batch: Batch) -> list[Row]:
     >>> [[example["targets"].tolist() for example in row] for row in row_examples(batch)]
     [[[5, 1], [6, 1]], [[7, 1]]]
     """
+    return [list(rows.examples(cells)) for cells in single_rows(batch)]
+
+
+def single_rows(batch: Batch) -> list[Batch]:
+    """A batch of each row of a batch; where each part of a mixture has rows of its own, part after part."""
     size = len(next(iter(batch.values())))
+    parts = [batch]
+    if any("/" in name for name in batch):
+        parts = [
+            {rows.of_part(number, name): value for name, value in own.items()}
+            for number, own in rows.by_part(batch).items()
+        ]
     return [
-        list(rows.examples({name: value[row : row + 1] for name, value in batch.items()}))
-        for row in range(size)
+        {name: value[row : row + 1] for name, value in own.items()} for own in parts for row in range(size)
     ]
+
+
+def _features(run: RunConfig, found: Sequence[Row]) -> dict[str, FeatureStats]:
+    """Figures of each feature; where each part of a mixture has rows of its own, of each part's."""
+    if mixing.shares(run.objective):
+        return feature_stats(found, run.lengths)
+    features = {}
+    for number, part in enumerate(run.objective.parts):
+        if own := [row for row in found if row[0]["part"] == number]:
+            stats = feature_stats(own, run.lengths_of(number))
+            features |= {f"{part.called}: {name}": each for name, each in stats.items()}
+    return features
 
 
 def feature_stats(found: Sequence[Row], lengths: Mapping[str, int]) -> dict[str, FeatureStats]:
@@ -174,7 +207,7 @@ def truncation(run: RunConfig, split: str, *, training: bool, examples: int) -> 
 
     def read(trim: bool) -> tf.data.Dataset:
         return bound.get_dataset(
-            sequence_length=dict(run.lengths),
+            sequence_length=dict(run.lengths_of(0)),
             num_epochs=None if training else 1,
             trim_output_features=trim,
             **_reading(run, bound, split, training),
@@ -235,6 +268,63 @@ def _reading(run: RunConfig, task: seqio.Task | seqio.Mixture, split: str, train
         # The files are shuffled all the same, but no buffer has to fill.
         **({"shuffle_buffer_size": 1} if isinstance(task, seqio.Task) else {}),
     }
+
+
+Lines = list[tuple[str, ...]]
+
+
+def rows_line(run: RunConfig, found: Inspection) -> str:
+    """What the figures of `rows_lines` are of."""
+    packed = "packed" if run.pack else "not packed"
+    return f"{found.batches:,} batches of {run.batch_size}, split {found.split!r}, {packed}"
+
+
+def rows_lines(found: Inspection) -> Lines:
+    """Figures of the rows, as cells of a table: a column for each feature, and first the names of all."""
+    made, shown = found.truncation, list(found.features.items())
+    lines = [
+        ("", *(name for name, _ in shown)),
+        ("row length", *(f"{stats.row_length:,}" for _, stats in shown)),
+        ("tokens a row", *(f"{stats.tokens / stats.rows:,.1f}" for _, stats in shown)),
+        ("padding", *(f"{stats.padding:.1%}" for _, stats in shown)),
+        ("tokens with loss", *("" if s.weight is None else f"{s.weight / s.tokens:.1%}" for _, s in shown)),
+        ("examples", *(f"{len(stats.lengths):,}" for _, stats in shown)),
+        ("examples a row", *(f"{len(stats.lengths) / stats.rows:.2f}" for _, stats in shown)),
+        ("tokens an example: least", *(f"{stats.lengths.min():,}" for _, stats in shown)),
+        ("    median", *(f"{np.median(stats.lengths):,.0f}" for _, stats in shown)),
+        ("    mean", *(f"{stats.lengths.mean():,.1f}" for _, stats in shown)),
+        ("    most", *(f"{stats.lengths.max():,}" for _, stats in shown)),
+        ("examples that just fill a row", *(f"{stats.full:,}" for _, stats in shown)),
+    ]
+    if made is not None:
+        lines += [
+            (f"truncated, of {made.examples:,} made so far", *(f"{made.cut[name]:,}" for name, _ in shown)),
+            ("tokens lost to that", *(f"{made.lost[name]:,}" for name, _ in shown)),
+        ]
+    return lines
+
+
+CORPUS_LINE = "the documents read so far, before the objective cuts them"
+
+
+def corpus_lines(found: Inspection) -> Lines:
+    """Figures of the corpus, as cells of a table: a row for each task, and first the names of the columns."""
+    row = sum(stats.row_length for stats in found.features.values())
+    longer = f"over {row:,} tokens"
+    lines: Lines = [("", "documents", "mean tokens", "median", "mean bytes", "bytes a token", longer)]
+    for corpus in found.corpora:
+        tokens, spelled = corpus.tokens, corpus.bytes
+        cells = (
+            corpus.task,
+            f"{len(tokens):,}" + (" (all)" if corpus.whole else ""),
+            f"{tokens.mean():,.0f}",
+            f"{np.median(tokens):,.0f}",
+            f"{spelled.mean():,.0f}",
+            f"{spelled.sum() / max(tokens.sum(), 1):.2f}",
+            f"{(tokens > row).mean():.0%}",
+        )
+        lines.append(cells)
+    return lines
 
 
 def visible(text: str) -> str:

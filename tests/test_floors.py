@@ -38,6 +38,8 @@ FLOORS = {
     "pretrain.training.step": 5,
     "pretrain.evaluation": 8,
     "pretrain.inspection": 8,
+    "pretrain.inspection_page": 9,
+    "pretrain.pictures": 1,
     "pretrain.training": 9,
     "pretrain.inference": 9,
     "pretrain.annotations": 9,

@@ -1,5 +1,6 @@
 """pretrain inspect"""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -13,7 +14,8 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from pretrain.inspection import Example, Inspection
+    from pretrain.inspection import Example, Inspection, Lines
+    from pretrain.run import RunConfig
 
 STYLES = {"text": "", "sentinel": "bold magenta", "special": "dim"}
 NO_LOSS, NO_LOSS_STYLE = ("⟦", "⟧"), "blue"
@@ -28,36 +30,43 @@ NO_LOSS, NO_LOSS_STYLE = ("⟦", "⟧"), "blue"
 @click.option(
     "--batches", type=click.IntRange(min=1), default=20, show_default=True, help="How many to count."
 )
+@click.option(
+    "--html", "page", type=click.Path(path_type=Path), metavar="FILE",
+    help="Write a page too, which shows the same in colour, and attention masks and lengths as pictures.",
+)  # fmt: skip
 @options.gin_arguments
-def command(source: str, split: str | None, examples: int, batches: int, gin_flags: tuple[str, ...]) -> None:
+def command(
+    source: str, split: str | None, examples: int, batches: int, page: Path | None, gin_flags: tuple[str, ...]
+) -> None:
     """Show the first examples a run feeds its model, and figures of its rows and its corpus.
 
     \b
     Example:
       pretrain inspect runs/quickstart.gin --examples 2 --gin.pack=True
+      pretrain inspect runs/quickstart.gin --html quickstart.html
     """
     options.quiet_logs()
     from rich.console import Console
 
-    from pretrain import inspection
+    from pretrain import inspection, inspection_page
 
+    if page is not None:
+        inspection_page.check(page)
     run = options.run_of(source, gin_flags)
     found = inspection.inspect(run, split, batches)
     console = Console(highlight=False)
     if examples:
-        _show_examples(console, found, run.vocabulary(), examples)
-    packed = "packed" if run.pack else "not packed"
-    console.print(
-        f"\n[bold]rows[/]: {found.batches:,} batches of {run.batch_size}, split {found.split!r}, {packed}"
-    )
-    console.print(_rows_table(found))
-    console.print("\n[bold]corpus[/]: the documents read so far, before the objective cuts them")
-    console.print(_corpus_table(found))
+        _show_examples(console, found, run, examples)
+    console.print(f"\n[bold]rows[/]: {inspection.rows_line(run, found)}")
+    console.print(_table(inspection.rows_lines(found)))
+    console.print(f"\n[bold]corpus[/]: {inspection.CORPUS_LINE}")
+    console.print(_table(inspection.corpus_lines(found)))
+    if page is not None:
+        inspection_page.write(page, inspection_page.page(run, found, source, gin_flags, examples))
+        console.print(f"\nwrote {page}", markup=False, soft_wrap=True)
 
 
-def _show_examples(
-    console: "Console", found: "Inspection", vocabulary: "seqio.Vocabulary", wanted: int
-) -> None:
+def _show_examples(console: "Console", found: "Inspection", run: "RunConfig", wanted: int) -> None:
     start, end = NO_LOSS
     console.print(
         f"[{STYLES['sentinel']}]<extra_id_N>[/] sentinel, [{STYLES['special']}]</s>[/] end, ↵ newline, "
@@ -69,12 +78,12 @@ def _show_examples(
                 return
             wanted -= 1
             padding = {
-                name: stats.row_length - sum(len(other[name]) for other in row)
-                for name, stats in found.features.items()
-                if index + 1 == len(row)
+                name: length - sum(len(other[name]) for other in row)
+                for name, length in run.lengths_of(int(example["part"])).items()
+                if index + 1 == len(row) and name in example
             }
             console.rule(f"row {number}, example {index + 1} of {len(row)}", align="left")
-            console.print(_example_table(example, padding, vocabulary))
+            console.print(_example_table(example, padding, run.vocabulary()))
 
 
 def _example_table(example: "Example", padding: dict[str, int], vocabulary: "seqio.Vocabulary") -> "Table":
@@ -115,61 +124,15 @@ def decoded(ids: "np.ndarray", weights: "np.ndarray | None", vocabulary: "seqio.
     return text
 
 
-def _rows_table(found: "Inspection") -> "Table":
-    """A column for each feature."""
-    import numpy as np
-
-    table, made = _table(("", *found.features)), found.truncation
-    shown = list(found.features.items())
-    lines = [
-        ("row length", *(f"{stats.row_length:,}" for _, stats in shown)),
-        ("tokens a row", *(f"{stats.tokens / stats.rows:,.1f}" for _, stats in shown)),
-        ("padding", *(f"{stats.padding:.1%}" for _, stats in shown)),
-        ("tokens with loss", *("" if s.weight is None else f"{s.weight / s.tokens:.1%}" for _, s in shown)),
-        ("examples", *(f"{len(stats.lengths):,}" for _, stats in shown)),
-        ("examples a row", *(f"{len(stats.lengths) / stats.rows:.2f}" for _, stats in shown)),
-        ("tokens an example: least", *(f"{stats.lengths.min():,}" for _, stats in shown)),
-        ("    median", *(f"{np.median(stats.lengths):,.0f}" for _, stats in shown)),
-        ("    mean", *(f"{stats.lengths.mean():,.1f}" for _, stats in shown)),
-        ("    most", *(f"{stats.lengths.max():,}" for _, stats in shown)),
-        ("examples that just fill a row", *(f"{stats.full:,}" for _, stats in shown)),
-    ]
-    if made is not None:
-        lines += [
-            (f"truncated, of {made.examples:,} made so far", *(f"{made.cut[name]:,}" for name, _ in shown)),
-            ("tokens lost to that", *(f"{made.lost[name]:,}" for name, _ in shown)),
-        ]
-    for name, *cells in lines:
-        table.add_row(name, *cells)
-    return table
-
-
-def _corpus_table(found: "Inspection") -> "Table":
-    """A row for each task."""
-    import numpy as np
-
-    row = sum(stats.row_length for stats in found.features.values())
-    longer = f"over {row:,} tokens"
-    table = _table(("", "documents", "mean tokens", "median", "mean bytes", "bytes a token", longer))
-    for corpus in found.corpora:
-        tokens, spelled = corpus.tokens, corpus.bytes
-        table.add_row(
-            corpus.task,
-            f"{len(tokens):,}" + (" (all)" if corpus.whole else ""),
-            f"{tokens.mean():,.0f}",
-            f"{np.median(tokens):,.0f}",
-            f"{spelled.mean():,.0f}",
-            f"{spelled.sum() / max(tokens.sum(), 1):.2f}",
-            f"{(tokens > row).mean():.0%}",
-        )
-    return table
-
-
-def _table(columns: tuple[str, ...]) -> "Table":
+def _table(lines: "Lines") -> "Table":
+    """The first of the lines names the columns."""
     from rich.table import Table
 
+    (first, *others), *rest = lines
     table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column(columns[0], no_wrap=True)
-    for name in columns[1:]:
+    table.add_column(first, no_wrap=True)
+    for name in others:
         table.add_column(name, justify="right")
+    for cells in rest:
+        table.add_row(*cells)
     return table

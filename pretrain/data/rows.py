@@ -57,7 +57,8 @@ def by_part(batch: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
 
 
 def examples(batch: Mapping[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
-    """Every example of a batch, in row order: "targets", "weights", with an encoder "inputs", and "part".
+    """Every example of a batch, in row order: "targets", "weights", "part", and "inputs" with an encoder and
+    "order" where there is one.
 
     The part, of a mixture, is one number, and 0 where there is none.
 
@@ -89,6 +90,8 @@ def examples(batch: Mapping[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]
                 example["inputs"] = batch["encoder_input_tokens"][row][
                     batch["encoder_segment_ids"][row] == segment
                 ]
+            if "encoder_order" in batch:
+                example["order"] = batch["encoder_order"][row][own]
             yield example
 
 

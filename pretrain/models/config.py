@@ -67,6 +67,10 @@ class ModelConfig:
         """What would make it learn those of another family, if something would; goes behind a sentence."""
         return ""
 
+    def masks_of(self, batch: Mapping[str, Any]) -> Masks:
+        """Those of `masks` that are asked for where the model reads this batch."""
+        return self.masks
+
     def build(self, key: jax.Array) -> nnx.Module:
         """A freshly initialised model."""
         raise NotImplementedError

@@ -55,6 +55,10 @@ class DualEncoderConfig(EncoderConfig):
     def to_express(self, family: str) -> str:
         return " DualEncoderConfig.predicts=True gives it a head for tokens." if family == "encoder" else ""
 
+    def masks_of(self, batch: Mapping[str, Any]) -> Masks:
+        tokens = "encoder_segment_ids" in batch
+        return {name: mask for name, mask in self.masks.items() if (name == "encoder") == tokens}
+
     def build(self, key: jax.Array) -> nnx.Module:
         return DualEncoder(self, key)
 

@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from pretrain import config
-from pretrain.cli.main import cli
+from pretrain.cli.main import cli, main
 from pretrain.errors import InputError
 
 LINES = [f"line {number}\t[bold] \x1b[31m é" + " word" * (number % 5) for number in range(60)]
@@ -64,3 +64,30 @@ def test_what_is_not_there_is_named(flags, tmp_path):
         invoke(str(tmp_path))
     with pytest.raises(InputError, match="No run file"):
         invoke("runs/none.gin")
+
+
+def test_a_page_beside_the_tables(flags, tmp_path):
+    path = tmp_path / "[bold]page.html"
+    arguments = ["runs/text_files.gin", *flags, "--examples=1", "--batches=2"]
+    plain, answer = invoke(*arguments), invoke(*arguments, f"--html={path}")
+    assert answer.exit_code == 0
+    assert answer.output == f"{plain.output}\nwrote {path}\n"
+    page = path.read_text(encoding="utf-8")
+    assert page.startswith("<!DOCTYPE html>") and "&lt;extra_id_0&gt;" in page and "␛[31m" in page
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_place_where_no_page_can_be_is_told_before_anything_is_read(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("pretrain.inspection.inspect", lambda *_: pytest.fail("read all the same"))
+    (tmp_path / "file").write_text("")
+    for path, said in (
+        (tmp_path / "none" / "page.html", f"there is no directory {tmp_path / 'none'}, make it first"),
+        (tmp_path / "file" / "page.html", f"there is no directory {tmp_path / 'file'}, make it first"),
+        (tmp_path, "is not a file: give the name of a file"),
+    ):
+        monkeypatch.setattr("sys.argv", ["pretrain", "inspect", "runs/quickstart.gin", f"--html={path}"])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        assert stopped.value.code == 2
+        error = capsys.readouterr().err
+        assert f"--html {path}" in error and said in error and error.count("\n") == 1
