@@ -152,7 +152,7 @@ def row_examples(batch: Batch) -> list[Row]:
 
 
 def single_rows(batch: Batch) -> list[Batch]:
-    """A batch of each row of a batch; where each part of a mixture has rows of its own, part after part."""
+    """A batch of each row of a batch; where each part of a mixture has rows of its own, of each in turn."""
     size = len(next(iter(batch.values())))
     parts = [batch]
     if any("/" in name for name in batch):
@@ -161,7 +161,7 @@ def single_rows(batch: Batch) -> list[Batch]:
             for number, own in rows.by_part(batch).items()
         ]
     return [
-        {name: value[row : row + 1] for name, value in own.items()} for own in parts for row in range(size)
+        {name: value[row : row + 1] for name, value in own.items()} for row in range(size) for own in parts
     ]
 
 
@@ -169,7 +169,7 @@ def _features(run: RunConfig, found: Sequence[Row]) -> dict[str, FeatureStats]:
     """Figures of each feature; where each part of a mixture has rows of its own, of each part's."""
     if mixing.shares(run.objective):
         return feature_stats(found, run.lengths)
-    features = {}
+    features: dict[str, FeatureStats] = {}
     for number, part in enumerate(run.objective.parts):
         if own := [row for row in found if row[0]["part"] == number]:
             stats = feature_stats(own, run.lengths_of(number))

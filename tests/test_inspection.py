@@ -123,6 +123,22 @@ def test_pairs_have_their_figures(make_run):
     assert found.features["targets"].weight == found.features["targets"].tokens
 
 
+@pytest.mark.parametrize("mixes", ["batches", "losses"])
+def test_parts_with_rows_of_their_own_have_figures_of_their_own(mixes, make_run):
+    parts = [Part(objective=CausalLM(), lengths={"targets": 24}), Part(objective=PrefixLM())]
+    run = make_run(Mixture(parts=parts, mixes=mixes), {"targets": 16})
+    for split in ("train", "validation"):
+        found = inspection.inspect(run, split, num_batches=2 if split == "train" else 99)
+        lengths = {name: stats.row_length for name, stats in found.features.items()}
+        assert lengths == {"causal_lm: targets": 24, "prefix_lm: targets": 16}
+        lengths = [24, 16]
+        for cells, row in zip(found.cells, found.rows, strict=True):
+            assert cells["decoder_positions"].shape == (1, lengths[row[0]["part"]])
+        first = [int(row[0]["part"]) for row in found.rows[:4]]
+        # A step has a row of each in turn; an evaluation, like steps of one part, has part after part.
+        assert first == ([0, 1, 0, 1] if (split, mixes) == ("train", "losses") else [0] * 4)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Uncut(CausalLM):
     """Leaves documents as long as they are, for SeqIO to trim."""

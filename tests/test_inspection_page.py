@@ -62,7 +62,8 @@ def corpus(name="corpus"):
 def make_page(tiny_config):
     def make(objective, lengths, pack=False, examples=2) -> tuple[RunConfig, inspection.Inspection, str]:
         run = RunConfig(
-            task=corpus(), objective=objective, model=tiny_config(objective.family, vocab_size=384),
+            task=corpus(), objective=objective,
+            model=tiny_config(objective.family, vocab_size=384, **PREDICTS.get(objective.mixes, {})),
             optimizer=optim.AdamW(schedule=optim.Constant(peak=1e-3)), lengths=lengths, steps=1,
             batch_size=4, shuffle_buffer=8, pack=pack,
         )  # fmt: skip
@@ -74,6 +75,10 @@ def make_page(tiny_config):
 
 SPANS = SpanCorruption(join_documents=False)
 MIXED = Mixture(parts=[Part(objective=CausalLM()), Part(objective=PrefixLM(join_documents=False))])
+PREDICTS = {"losses": {"predicts": True}}
+ADDED = Mixture(
+    parts=[Part(objective=Contrastive()), Part(objective=MaskedLM(), lengths={"inputs": 96})], mixes="losses"
+)
 
 
 @pytest.mark.parametrize(
@@ -85,6 +90,7 @@ MIXED = Mixture(parts=[Part(objective=CausalLM()), Part(objective=PrefixLM(join_
         (PermutationLM(), {"inputs": 96}, True, ["content", "query"]),
         (Contrastive(), {"inputs": 64, "targets": 64}, False, ["left", "right"]),
         (MIXED, {"targets": 256}, True, ["decoder", "decoder"]),
+        (ADDED, {"inputs": 64, "targets": 64}, False, ["left", "right", "encoder"]),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )

@@ -6,7 +6,7 @@ Shapes: B batch, L length, D embed, E embedding.
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
