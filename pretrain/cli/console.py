@@ -1,5 +1,6 @@
 """What a person sees of a training run: a table, then a bar on a terminal or plain lines elsewhere."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,8 +15,14 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from pretrain.objectives.base import Objective
 from pretrain.training.loop import Facts
 from pretrain.warm_start import Plan
+
+_MIXES = {
+    "rows": "which share the rows of a batch", "batches": "which take turns by batches",
+    "losses": "whose losses are added",
+}  # fmt: skip
 
 
 def si(value: float) -> str:
@@ -43,6 +50,25 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {round(seconds) % 60:02} s" if minutes >= 10 else f"{seconds:.0f} s"
 
 
+def _objective(objective: Objective) -> list[tuple[str, str]]:
+    """An objective with all of its settings, or a line for each part of a mixture with those it changes."""
+    if len(objective.parts) == 1:
+        return [("objective", str(objective))]
+    lines = [f"{objective.name} of {len(objective.parts)} parts, {_MIXES[objective.mixes]}"]
+    for part in objective.parts:
+        changed = {
+            field.name: getattr(part.objective, field.name)
+            for field in dataclasses.fields(part.objective)
+            if getattr(part.objective, field.name) != field.default
+        }
+        settings = ", ".join(f"{name}={value!r}" for name, value in changed.items())
+        lines.append(
+            f"  {part.called}: rate {part.rate}, weight {part.weight:g}, "
+            f"{type(part.objective).__name__}({settings})"
+        )
+    return list(zip(("objective", *[""] * len(objective.parts)), lines, strict=True))
+
+
 class ConsoleObserver:
     """Draws the facts, the steps and the evaluations of a run on a console."""
 
@@ -56,7 +82,7 @@ class ConsoleObserver:
         run, self._steps = facts.run, facts.run.steps
         for name, value in (
             ("task", f"{run.corpus().name}, {run.train_split}, {'packed' if run.pack else 'not packed'}"),
-            ("objective", str(run.objective)),
+            *_objective(run.objective),
             ("model", f"{run.model.family}, {si(facts.parameters)} parameters, {run.model.dtype}"),
             ("optimizer", f"{type(run.optimizer).__name__}, {run.optimizer.schedule}"),
             ("devices", f"{facts.device}, mesh {', '.join(f'{k}={v}' for k, v in facts.mesh.items())}"),
