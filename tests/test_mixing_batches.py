@@ -11,13 +11,14 @@ import seqio
 import tensorflow as tf
 from flax import nnx
 
-from pretrain import evaluation, metrics, optim, pipeline
+from pretrain import evaluation, metrics, optim, pipeline, planning
 from pretrain.data import rows
 from pretrain.errors import InputError
 from pretrain.fingerprint import batch_hash, hexadecimal
 from pretrain.objectives import CausalLM, Contrastive, MaskedLM, Mixture, Part, PrefixLM, SpanCorruption
 from pretrain.parallel import sharding
 from pretrain.parallel.mesh import MeshConfig
+from pretrain.parallel.topologies import Topology
 from pretrain.run import RunConfig
 from pretrain.training import state, step
 
@@ -280,5 +281,7 @@ def test_what_such_mixtures_cannot_be_is_refused(make_run, tiny_config):
     with pytest.raises(InputError, match="compares the rows of a batch"):
         run = make_run("batches", microbatches=2)
         run.check_batch(run.mesh.build())
+    with pytest.raises(InputError, match="plan one of its parts at a time"):
+        planning.plan(make_run("batches"), Topology("cpu:8"))
     with pytest.raises(InputError, match="MaskedLM needs the lengths of inputs"):
         make_run("batches", dataclasses.replace(MASKED, lengths={"targets": 8}), PAIRS).check()
