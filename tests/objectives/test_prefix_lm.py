@@ -1,8 +1,12 @@
-"""Prefix language modelling on whole tasks, in both families."""
+"""Prefix language modelling on whole tasks, in both families; T5's preprocessor is the oracle of the cuts."""
 
 import numpy as np
 import pytest
+import seqio
+import t5.data.preprocessors as t5
+import tensorflow as tf
 
+from pretrain.data import noise
 from pretrain.errors import InputError
 from pretrain.objectives import PrefixLM
 
@@ -43,6 +47,54 @@ def test_the_cut_is_uniform_over_the_places_it_may_be(family, lengths, corpus, r
     sigma = np.sqrt(((high - low + 1) ** 2 - 1) / 12 / len(places))
     assert abs(places.mean() - (low + high) / 2) < 4 * sigma
     assert len(np.unique(places)) > 0.8 * (high - low + 1)
+
+
+def made_by_t5(documents, lengths, vocabulary) -> list[tuple[list[int], list[int]]]:
+    """Inputs and targets of `t5.prefix_lm`, which appends no EOS."""
+    ragged = tf.ragged.constant([document.tolist() for document in documents], tf.int32)
+    dataset = tf.data.Dataset.from_tensor_slices(ragged).map(lambda document: {"targets": document})
+    features = {name: seqio.Feature(vocabulary, add_eos=name == "targets") for name in lengths}
+    with seqio.map_seed_manager(0):
+        made = t5.prefix_lm(dataset, sequence_length=lengths, output_features=features)
+    return [(x["inputs"].tolist(), x["targets"].tolist()) for x in made.as_numpy_iterator()]
+
+
+def test_inputs_and_targets_are_t5s_of_the_same_cuts(documents, vocabulary, monkeypatch):
+    """With targets as long as the inputs; T5 cuts anywhere whatever their length, and trims what is too long.
+
+    A chunk of one token is for T5 an example without inputs, and here none.
+    """
+    lengths = {"inputs": 64, "targets": 64}
+    theirs = [pair for pair in made_by_t5(documents, lengths, vocabulary) if sum(map(len, pair)) > 1]
+    chunks = [inputs + targets for inputs, targets in theirs]
+    pieces = [document[start : start + 64].tolist() for document in documents for start in range(0, 700, 64)]
+    assert chunks == [piece for piece in pieces if len(piece) > 1]
+    cuts = tf.constant([len(inputs) for inputs, _ in theirs])
+    monkeypatch.setattr(noise, "random_prefix_lengths", lambda sizes, minimum, seeds: cuts)
+    features = {"targets": seqio.Feature(vocabulary, add_eos=True)}
+    seeds = tf.zeros([len(chunks), 2], tf.int64)
+    objective = PrefixLM(family="encoder_decoder")
+    ours = objective.ended_examples(tf.ragged.constant(chunks, tf.int32), seeds, lengths, features)
+    assert ours["inputs"].to_list() == [inputs for inputs, _ in theirs]
+    assert ours["targets"].to_list() == [[*targets, 1] for _, targets in theirs]
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_cuts_are_where_t5s_are_and_as_often(size):
+    number = 400
+    seeds = tf.constant(np.random.RandomState(0).randint(0, 2**62, (number, 2)), tf.int64)
+    sizes = tf.fill([number], size)
+    ours = np.bincount(noise.random_prefix_lengths(sizes, tf.ones_like(sizes), seeds), minlength=size)
+
+    @tf.function
+    def t5s(seed):
+        return tf.reduce_sum(tf.cast(t5.random_prefix_noise_mask(size, 0.5, [seed]), tf.int32))
+
+    theirs = np.bincount([t5s(seed).numpy() for seed in seeds], minlength=size)
+    np.testing.assert_array_equal(ours > 0, theirs > 0)
+    np.testing.assert_array_equal(ours > 0, np.arange(size) > 0)
+    for counts in (ours, theirs):
+        assert np.abs(counts[1:] - number / (size - 1)).max() < 5 * np.sqrt(number / (size - 1))
 
 
 @pytest.mark.parametrize("pack", [True, False])
