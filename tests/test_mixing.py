@@ -173,8 +173,12 @@ def test_what_no_mixture_can_be_is_refused(make_run):
     ):
         with pytest.raises(InputError, match=message):
             Mixture(parts=parts)
+    with pytest.raises(InputError, match="Mixture.join_documents has no effect on its parts: set it on each"):
+        Mixture(parts=[causal], join_documents=False)
     for settings, message in (
-        ({"rate": -1.0}, "must not be negative"),
+        ({"rate": -1.0}, "rate of causal_lm must be at least 0, not -1.0"),
+        ({"rate": "1"}, "rate of causal_lm is '1'; give a number, or pairs"),
+        ({"weight": "1"}, "weight of causal_lm must be above 0, not '1'"),
         ({"rate": [(5, 1.0)]}, r"changes at the steps \[5\]: begin with step 0"),
         ({"weight": 0.0}, "weight of causal_lm must be above 0"),
     ):

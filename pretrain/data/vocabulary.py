@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import itertools
+import numbers
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
@@ -91,11 +92,19 @@ def text_ids(vocabulary: seqio.Vocabulary) -> np.ndarray:
 
 def mask_id(vocabulary: seqio.Vocabulary, wanted: int | None = None) -> int:
     """The id that hides a token: `wanted`, or else the first sentinel. Raises InputError."""
-    if wanted is not None and not 0 <= wanted < vocabulary.vocab_size:
-        raise InputError(f"mask_id={wanted} is not in the vocabulary, which has {vocabulary.vocab_size} ids.")
-    if wanted is None and not num_sentinels(vocabulary):
-        raise InputError("The vocabulary has no sentinel to hide tokens with: give it extra_ids, or mask_id.")
-    return vocabulary.vocab_size - 1 if wanted is None else wanted
+    if wanted is None:
+        if not num_sentinels(vocabulary):
+            raise InputError(
+                "The vocabulary has no sentinel to hide tokens with: give it extra_ids, or mask_id."
+            )
+        return vocabulary.vocab_size - 1
+    if not isinstance(wanted, numbers.Integral) or not 0 <= wanted < vocabulary.vocab_size:
+        raise InputError(
+            f"mask_id={wanted!r} is not in the vocabulary, which has {vocabulary.vocab_size} ids."
+        )
+    if wanted in (vocabulary.pad_id, vocabulary.eos_id):
+        raise InputError(f"mask_id={wanted} is padding or EOS in the vocabulary: give an id that is neither.")
+    return wanted
 
 
 def fingerprint(vocabulary: seqio.Vocabulary) -> str:

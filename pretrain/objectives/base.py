@@ -11,7 +11,6 @@ the feature says so:
 
 import abc
 import dataclasses
-import math
 import numbers
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -65,12 +64,9 @@ class Objective(abc.ABC):
     loss_chunks: int = 1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.label_smoothing < 1:
-            raise InputError(f"label_smoothing must be in [0, 1), not {self.label_smoothing}.")
-        if self.z_loss < 0:
-            raise InputError(f"z_loss must not be negative, not {self.z_loss}.")
-        if not isinstance(self.loss_chunks, int) or self.loss_chunks < 1:
-            raise InputError(f"loss_chunks must be a whole number of at least 1, not {self.loss_chunks!r}.")
+        check_flags(self)
+        check_numbers(self, label_smoothing="[0, 1)", z_loss="[0, inf)")
+        check_numbers(self, whole=True, loss_chunks="[1, inf)")
 
     @property
     @abc.abstractmethod
@@ -302,14 +298,17 @@ class Part:
             raise InputError(
                 f"Part.objective is {self.objective!r}; give an objective, such as @causal_lm.CausalLM()."
             )
-        if not 0 < self.weight < math.inf:
-            raise InputError(f"Part.weight of {self.called} must be above 0, not {self.weight}.")
+        check_number(f"Part.weight of {self.called}", self.weight, "(0, inf)")
         if not isinstance(self.lengths, Mapping | None):
             raise InputError(
                 f"Part.lengths of {self.called} is {self.lengths!r}; give lengths such as {{'inputs': 512}}."
             )
         if not isinstance(self.task, str | seqio.Task | seqio.Mixture | None):
             raise InputError(f"Part.task of {self.called} is {self.task!r}; give a task, or its name.")
+        if isinstance(self.rate, str):
+            raise InputError(
+                f"Part.rate of {self.called} is {self.rate!r}; give a number, or pairs (step, rate)."
+            )
         steps = [step for step, _ in self.rates]
         whole = all(isinstance(step, int) for step in steps)
         if not steps or not whole or steps[0] != 0 or sorted(set(steps)) != steps:
@@ -317,8 +316,8 @@ class Part:
                 f"Part.rate of {self.called} changes at the steps {steps}: begin with step 0, and go up in "
                 "whole steps."
             )
-        if not all(0 <= rate < math.inf for _, rate in self.rates):
-            raise InputError(f"Part.rate of {self.called} must not be negative, as in {self.rate}.")
+        for _, rate in self.rates:
+            check_number(f"Part.rate of {self.called}", rate, "[0, inf)")
 
     @property
     def called(self) -> str:
@@ -341,6 +340,42 @@ def _ended(tokens: tf.RaggedTensor, feature: seqio.Feature) -> tf.RaggedTensor:
     if not feature.add_eos:
         return tokens
     return tf.concat([tokens, tf.fill([tokens.nrows(), 1], feature.vocabulary.eos_id)], axis=1)
+
+
+def check_number(called: str, value: Any, interval: str, *, whole: bool = False) -> None:
+    """Raises InputError unless the value is a number in the interval, such as "[0, 1)", with 0 and without 1.
+
+    A bool is no number here, and what is not a number (NaN) is in no interval.
+
+    >>> check_number("MaskedLM.max_ngram", 1.5, "[1, inf)", whole=True)
+    Traceback (most recent call last):
+    pretrain.errors.InputError: MaskedLM.max_ngram must be a whole number of at least 1, not 1.5.
+    """
+    low, high = interval[1:-1].split(", ")
+    ends = [float(end) for end, bound in ((low, interval[0]), (high, interval[-1])) if bound in "[]"]
+    kind = numbers.Integral if whole else numbers.Real
+    is_number = isinstance(value, kind) and not isinstance(value, bool)
+    if is_number and (float(low) < value < float(high) or value in ends):
+        return
+    if high == "inf":
+        among = f"at least {low}" if ends else f"above {low}"
+    else:
+        among = f"in {interval}" if ends else f"between {low} and {high}"
+    raise InputError(f"{called} must be {'a whole number of ' if whole else ''}{among}, not {value!r}.")
+
+
+def check_numbers(thing: Any, *, whole: bool = False, **intervals: str) -> None:
+    """`check_number` of the fields of these names."""
+    for name, interval in intervals.items():
+        check_number(f"{type(thing).__name__}.{name}", getattr(thing, name), interval, whole=whole)
+
+
+def check_flags(thing: Any) -> None:
+    """Raises InputError unless fields that are True or False by default are one of them."""
+    for field in dataclasses.fields(thing):
+        value = getattr(thing, field.name)
+        if isinstance(field.default, bool) and not isinstance(value, bool):
+            raise InputError(f"{type(thing).__name__}.{field.name} must be True or False, not {value!r}.")
 
 
 def check_family(objective: Objective) -> None:

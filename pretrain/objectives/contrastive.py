@@ -12,7 +12,7 @@ from pretrain.data import vocabulary as vocabularies
 from pretrain.data.converters import DualEncoderConverter
 from pretrain.data.seeds import uniform
 from pretrain.errors import InputError
-from pretrain.objectives.base import Family, Objective, Preprocessor, check_lengths
+from pretrain.objectives.base import Family, Objective, Preprocessor, check_lengths, check_numbers
 from pretrain.objectives.text_to_text import ended
 
 Pairs = Literal["crops", "cloze", "features"]
@@ -56,15 +56,13 @@ class Contrastive(Objective):
         super().__post_init__()
         if self.pairs not in get_args(Pairs):
             raise InputError(f"Contrastive.pairs must be one of {get_args(Pairs)}, not {self.pairs!r}.")
-        if not 0 < self.crop_min <= self.crop_max <= 1:
+        check_numbers(self, crop_min="(0, 1]", crop_max="(0, 1]", deletion="[0, 1)")
+        check_numbers(self, whole=True, chunks="[1, inf)")
+        if self.crop_min > self.crop_max:
             raise InputError(
                 f"Contrastive.crop_min={self.crop_min} and crop_max={self.crop_max} are shares of a chunk: "
-                "make them above 0, at most 1, and the first no greater than the second."
+                "make the first no greater than the second."
             )
-        if not 0 <= self.deletion < 1:
-            raise InputError(f"Contrastive.deletion must be in [0, 1), not {self.deletion}.")
-        if self.chunks < 1:
-            raise InputError(f"Contrastive.chunks must be at least 1, not {self.chunks}.")
         if (self.label_smoothing, self.z_loss, self.loss_chunks) != (0.0, 0.0, 1):
             raise InputError("Contrastive has no label_smoothing, z_loss or loss_chunks: leave them out.")
 

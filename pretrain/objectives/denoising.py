@@ -13,7 +13,7 @@ from pretrain.data import vocabulary as vocabularies
 from pretrain.data.converters import EncoderDecoderConverter
 from pretrain.data.seeds import uniform
 from pretrain.errors import InputError
-from pretrain.objectives.base import Family, Objective, check_lengths
+from pretrain.objectives.base import Family, Objective, check_flags, check_lengths, check_numbers
 
 _DRAWS = 8  # random numbers that a noise may draw; each noise of a list has draws of its own
 
@@ -25,8 +25,8 @@ class Noise(abc.ABC):
     rate: float
 
     def __post_init__(self) -> None:
-        if not 0 <= self.rate <= 1:
-            raise InputError(f"{type(self).__name__}.rate must be in [0, 1], not {self.rate}.")
+        check_flags(self)
+        check_numbers(self, rate="[0, 1]")
 
     @abc.abstractmethod
     def __call__(
@@ -55,6 +55,10 @@ class Masking(_OfTokens):
     """Chosen tokens become the mask, one for each; `randomised` is the share that becomes a random token."""
 
     randomised: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_numbers(self, randomised="[0, 1]")
 
     def __call__(self, tokens, seeds, draw, vocabulary, mask_id) -> tf.RaggedTensor:
         dense = tokens.to_tensor()
@@ -93,10 +97,7 @@ class Infilling(Noise):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= self.mean_span_length <= 100:
-            raise InputError(
-                f"Infilling.mean_span_length must be from 1 to 100, not {self.mean_span_length}."
-            )
+        check_numbers(self, mean_span_length="[1, 100]")
 
     def __call__(self, tokens, seeds, draw, vocabulary, mask_id) -> tf.RaggedTensor:
         lengths = tf.cast(tokens.row_lengths(), tf.int32)

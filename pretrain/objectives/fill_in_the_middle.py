@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -14,7 +15,7 @@ from pretrain.data.converters import DecoderConverter
 from pretrain.data.seeds import random_bits, uniform
 from pretrain.data.vocabulary import Ids
 from pretrain.errors import InputError
-from pretrain.objectives.base import Family, Objective, check_lengths
+from pretrain.objectives.base import Family, Objective, check_lengths, check_numbers
 from pretrain.objectives.span_corruption import gaps_to_fill
 
 _SPLIT = 4  # tokens that a row leaves free for those that a cut takes apart
@@ -51,10 +52,8 @@ class FillInTheMiddle(Objective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("rate", "spm_rate"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"FillInTheMiddle.{name} must be in [0, 1], not {getattr(self, name)}.")
-        if self.sentinels is not None and len({*self.sentinels}) != 3:
+        check_numbers(self, rate="[0, 1]", spm_rate="[0, 1]")
+        if self.sentinels is not None and not len(self.sentinels) == len({*self.sentinels}) == 3:
             raise InputError(f"FillInTheMiddle.sentinels must be three ids, not {self.sentinels!r}.")
 
     def check(self, lengths: Mapping[str, int], vocabulary: seqio.Vocabulary) -> None:
@@ -70,9 +69,14 @@ class FillInTheMiddle(Objective):
                 f"FillInTheMiddle needs three sentinels, but the vocabulary has {most}: give it "
                 "extra_ids=3, or set sentinels."
             )
-        if not all(0 <= mark < size for mark in marks):
+        if not all(isinstance(mark, numbers.Integral) and 0 <= mark < size for mark in marks):
             raise InputError(
                 f"FillInTheMiddle.sentinels {marks} are not all in the vocabulary of {size} ids."
+            )
+        if special := {vocabulary.pad_id, vocabulary.eos_id, vocabulary.unk_id} & {*marks}:
+            raise InputError(
+                f"FillInTheMiddle.sentinels {marks} has {min(special)}, which is padding, EOS or unknown in "
+                "the vocabulary: give ids that mean nothing else."
             )
         return marks
 

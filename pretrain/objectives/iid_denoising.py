@@ -13,7 +13,7 @@ from pretrain.data.converters import EncoderDecoderConverter
 from pretrain.data.seeds import uniform
 from pretrain.data.vocabulary import Ids, num_sentinels
 from pretrain.errors import InputError
-from pretrain.objectives.base import Family, Objective, check_lengths
+from pretrain.objectives.base import Family, Objective, check_lengths, check_numbers
 from pretrain.objectives.span_corruption import gaps_to_fill, merge_spans
 
 
@@ -46,8 +46,7 @@ class IidDenoising(Objective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.noise_density < 1:
-            raise InputError(f"IidDenoising.noise_density must be between 0 and 1, not {self.noise_density}.")
+        check_numbers(self, noise_density="(0, 1)")
 
     def check(self, lengths: Mapping[str, int], vocabulary: seqio.Vocabulary) -> None:
         check_lengths(self, lengths, inputs=3, targets=4)

@@ -12,7 +12,7 @@ from pretrain.data import vocabulary as vocabularies
 from pretrain.data.converters import EncoderConverter
 from pretrain.data.seeds import uniform
 from pretrain.errors import InputError
-from pretrain.objectives.base import Family, Objective, check_lengths
+from pretrain.objectives.base import Family, Objective, check_lengths, check_numbers
 
 Unit = Literal["token", "word"]
 
@@ -56,17 +56,15 @@ class MaskedLM(Objective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.mask_rate < 1:
-            raise InputError(f"MaskedLM.mask_rate must be between 0 and 1, not {self.mask_rate}.")
-        if min(self.replaced, self.randomised) < 0 or self.replaced + self.randomised > 1:
+        check_numbers(self, mask_rate="(0, 1)", replaced="[0, 1]", randomised="[0, 1]")
+        check_numbers(self, whole=True, max_ngram="[1, inf)")
+        if self.replaced + self.randomised > 1:
             raise InputError(
                 f"MaskedLM.replaced={self.replaced} and randomised={self.randomised} share the chosen "
-                "tokens: make neither negative, and their sum at most 1."
+                "tokens: make their sum at most 1."
             )
         if self.unit not in get_args(Unit):
             raise InputError(f"MaskedLM.unit must be one of {get_args(Unit)}, not {self.unit!r}.")
-        if self.max_ngram < 1:
-            raise InputError(f"MaskedLM.max_ngram must be at least 1, not {self.max_ngram}.")
 
     def check(self, lengths: Mapping[str, int], vocabulary: seqio.Vocabulary) -> None:
         check_lengths(self, lengths, inputs=2)

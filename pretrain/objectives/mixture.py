@@ -51,6 +51,8 @@ class Mixture(Objective):
         super().__post_init__()
         if self.mixes not in get_args(Mixes):
             raise InputError(f"Mixture.mixes must be one of {get_args(Mixes)}, not {self.mixes!r}.")
+        if type(self) is Mixture and not self.join_documents:  # a subclass hands it on to parts of its own
+            raise InputError("Mixture.join_documents has no effect on its parts: set it on each of them.")
         if not self.parts or not all(isinstance(part, Part) for part in self.parts):
             raise InputError(
                 f"Mixture.parts is {self.parts!r}; give a list of parts, such as [@base.Part()]."

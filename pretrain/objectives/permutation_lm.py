@@ -9,8 +9,7 @@ import tensorflow as tf
 
 from pretrain.data import corruption
 from pretrain.data.converters import PermutationConverter
-from pretrain.errors import InputError
-from pretrain.objectives.base import Family, Objective, check_lengths
+from pretrain.objectives.base import Family, Objective, check_lengths, check_numbers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,12 +42,8 @@ class PermutationLM(Objective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.predicted < 1:
-            raise InputError(f"PermutationLM.predicted must be between 0 and 1, not {self.predicted}.")
-        if not isinstance(self.max_span, int) or self.max_span < 1:
-            raise InputError(
-                f"PermutationLM.max_span must be a whole number of at least 1, not {self.max_span!r}."
-            )
+        check_numbers(self, predicted="(0, 1)")
+        check_numbers(self, whole=True, max_span="[1, inf)")
 
     def check(self, lengths: Mapping[str, int], vocabulary: seqio.Vocabulary) -> None:
         check_lengths(self, lengths, inputs=2)

@@ -13,7 +13,7 @@ from pretrain.data import vocabulary as vocabularies
 from pretrain.data.converters import EncoderDecoderConverter, PrefixDecoderConverter
 from pretrain.data.vocabulary import Ids, num_sentinels
 from pretrain.errors import InputError
-from pretrain.objectives.base import Family, Objective, check_family, check_lengths
+from pretrain.objectives.base import Family, Objective, check_family, check_lengths, check_numbers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,12 +54,9 @@ class SpanCorruption(Objective):
         super().__post_init__()
         check_family(self)
         density, mean = self.noise_density, self.mean_span_length
-        if self.most_spans is not None and self.most_spans < 1:
-            raise InputError(f"SpanCorruption.most_spans must be at least 1, not {self.most_spans}.")
-        if not 0 < density < 1:
-            raise InputError(f"SpanCorruption.noise_density must be between 0 and 1, not {density}.")
-        if mean < 1:
-            raise InputError(f"SpanCorruption.mean_span_length must be at least 1, not {mean}.")
+        check_numbers(self, noise_density="(0, 1)", mean_span_length="[1, inf)")
+        if self.most_spans is not None:
+            check_numbers(self, whole=True, most_spans="[1, inf)")
         if density / mean > 1 - density:
             raise InputError(
                 f"SpanCorruption.noise_density={density} in spans of {mean} tokens makes more spans than it "

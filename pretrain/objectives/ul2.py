@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from pretrain.data import vocabulary as vocabularies
 from pretrain.errors import InputError
-from pretrain.objectives.base import Family, Objective, Part, check_family
+from pretrain.objectives.base import Family, Objective, Part, check_family, check_number, check_numbers
 from pretrain.objectives.mixture import Mixture
 from pretrain.objectives.prefix_lm import PrefixLM
 from pretrain.objectives.span_corruption import SpanCorruption
@@ -46,6 +46,9 @@ class UL2(Mixture):
         check_family(self)
         if set(self.rates) != set(MODES):
             raise InputError(f"UL2.rates are of R, X and S, not of {', '.join(map(str, self.rates))}.")
+        for mode, rate in self.rates.items():
+            check_number(f"UL2.rates[{mode!r}]", rate, "[0, inf)")
+        check_numbers(self, whole=True, most_spans="[1, inf)")
         object.__setattr__(self, "parts", self._denoisers())
         super().__post_init__()
 

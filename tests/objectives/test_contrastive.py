@@ -193,6 +193,16 @@ def test_padding_and_other_rows_do_not_reach_a_vector(tiny_config, pairs):
     assert moved.tolist() == [False, False, True, False, False, False, False, False]
 
 
+def test_a_row_of_padding_is_no_pair(tiny_config, pairs):
+    """Those that fill up the last batch of an evaluation are neither asked nor answers."""
+    config = tiny_config("dual_encoder")
+    model = nnx.merge(state.graph(config), state.init_params(config, 0))
+    found = Contrastive().loss(model, pairs, None)
+    without = Contrastive().loss(model, {name: x[:7] for name, x in pairs.items()}, None)
+    assert found.weight == without.weight == 7
+    np.testing.assert_allclose(found.loss, without.loss, rtol=1e-5)
+
+
 def test_towers_are_shared_or_their_own(tiny_config, pairs):
     shared, apart = (tiny_config("dual_encoder", shared=shared) for shared in (True, False))
     sizes = [state.count(state.init_params(config, 0)) for config in (shared, apart)]
@@ -209,7 +219,8 @@ def test_what_cannot_be_is_refused(tiny_config, vocabulary, corpus):
         ({"pairs": "crop"}, "pairs must be one of"),
         ({"crop_min": 0.6}, "are shares of a chunk"),
         ({"deletion": 1.0}, r"deletion must be in \[0, 1\), not 1"),
-        ({"chunks": 0}, "chunks must be at least 1"),
+        ({"crop_max": float("nan")}, r"crop_max must be in \(0, 1\], not nan"),
+        ({"chunks": 0}, "chunks must be a whole number of at least 1, not 0"),
         ({"z_loss": 1e-4}, "has no label_smoothing, z_loss or loss_chunks"),
     ):
         with pytest.raises(InputError, match=message):

@@ -51,6 +51,18 @@ def test_bert_style_masking_has_random_tokens_among_the_masks(pairs):
     assert abs(share - 0.9) < 5 * np.sqrt(0.09 / (20 * len(found)))
 
 
+def test_whole_words_are_masked(corpus, read):
+    document = np.frombuffer(b" the quick brown fox" * 50, np.uint8).astype(np.int32) + 3
+    objective = Denoising(noise=[Masking(rate=0.3, whole_words=True)])
+    masked = 0
+    for example in read(objective.bind(corpus(documents=[document])), LENGTHS):
+        hidden, targets = example["inputs"][:-1] == MASK, example["targets"][:-1]
+        for word in np.split(hidden, np.flatnonzero(targets == 3 + ord(" "))[1:]):
+            assert len(set(word)) == 1
+        masked += hidden.sum()
+    assert masked / len(document) == pytest.approx(0.3, abs=0.04)
+
+
 def test_random_tokens(pairs):
     for inputs, targets in pairs(RandomTokens(rate=0.5)):
         assert 40 <= (inputs != targets).sum() <= 50 and MASK not in inputs
@@ -105,8 +117,12 @@ def test_noises_follow_each_other_and_draw_for_themselves(pairs):
 def test_bad_settings_are_refused(vocabulary):
     with pytest.raises(InputError, match=r"Deletion\.rate must be in \[0, 1\], not 1\.2"):
         Deletion(rate=1.2)
-    with pytest.raises(InputError, match=r"Infilling\.mean_span_length must be from 1 to 100, not 0"):
+    with pytest.raises(InputError, match=r"Infilling\.mean_span_length must be in \[1, 100\], not 0"):
         Infilling(mean_span_length=0)
+    with pytest.raises(InputError, match=r"Masking\.randomised must be in \[0, 1\], not nan"):
+        Masking(randomised=float("nan"))
+    with pytest.raises(InputError, match="Deletion.whole_words must be True or False, not 'no'"):
+        Deletion(whole_words="no")
     with pytest.raises(InputError, match="give a list of noises"):
         Denoising(noise=[])
     with pytest.raises(InputError, match="give a list of noises"):

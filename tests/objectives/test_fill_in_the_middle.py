@@ -125,8 +125,14 @@ def test_prompts_with_a_gap_are_to_be_filled(vocabulary):
 def test_bad_settings_are_refused(vocabulary):
     with pytest.raises(InputError, match=r"FillInTheMiddle\.rate must be in \[0, 1\], not 2"):
         FillInTheMiddle(rate=2)
-    with pytest.raises(InputError, match="must be three ids, not"):
-        FillInTheMiddle(sentinels=[1, 2, 2])
+    with pytest.raises(InputError, match=r"FillInTheMiddle\.spm_rate must be in \[0, 1\], not '0.5'"):
+        FillInTheMiddle(spm_rate="0.5")
+    for sentinels in ([1, 2, 2], [3, 4, 5, 5]):
+        with pytest.raises(InputError, match="must be three ids, not"):
+            FillInTheMiddle(sentinels=sentinels)
+    for special in (0, 1, 2):
+        with pytest.raises(InputError, match=f"has {special}, which is padding, EOS or unknown"):
+            FillInTheMiddle(sentinels=[special, 357, 356]).check(LENGTHS, vocabulary)
     with pytest.raises(InputError, match="needs three sentinels, but the vocabulary has 2"):
         FillInTheMiddle().check(LENGTHS, seqio.ByteVocabulary(extra_ids=2))
     with pytest.raises(InputError, match="are not all"):

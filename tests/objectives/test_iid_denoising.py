@@ -70,19 +70,22 @@ def test_tokens_are_hidden_independently(corpus, read):
 
 
 @pytest.mark.parametrize("sentinels", [3, 100])
-def test_neither_rows_nor_sentinels_overflow(sentinels, corpus, read):
+def test_neither_rows_nor_sentinels_overflow(sentinels, corpus, documents, read):
     vocabulary = seqio.ByteVocabulary(extra_ids=sentinels)
     features = {"targets": seqio.Feature(vocabulary, add_eos=True)}
-    task = IidDenoising(noise_density=0.5).bind(corpus(output_features=features))
+    objective = IidDenoising(noise_density=0.5)
     lengths = {"inputs": 65, "targets": 52}
-    full = 0
-    for example in read(task, lengths):
+    full, text = 0, []
+    for example in read(objective.bind(corpus(output_features=features)), lengths):
         assert 3 <= len(example["targets"]) <= 52 and len(example["inputs"]) <= 65
         marks = example["targets"][example["targets"] > 258]
         np.testing.assert_array_equal(marks, 258 + sentinels - np.arange(len(marks)))
         assert len(marks) <= sentinels
         full += len(marks) == sentinels or len(example["targets"]) > 48
+        text += objective.complete(example["inputs"], example["targets"], vocabulary)
     assert full, "no example met a limit"
+    # One sentinel too many would be a token of text, and found in it.
+    np.testing.assert_array_equal(text, np.concatenate(documents))
 
 
 def test_every_chunk_hides_something(corpus, read):
@@ -94,6 +97,8 @@ def test_every_chunk_hides_something(corpus, read):
 def test_bad_settings_are_refused(vocabulary):
     with pytest.raises(InputError, match="noise_density must be between 0 and 1, not 1"):
         IidDenoising(noise_density=1)
+    with pytest.raises(InputError, match="IidDenoising.drop must be True or False, not 1"):
+        IidDenoising(drop=1)
     with pytest.raises(InputError, match=r"lengths\['targets'\] is 10, but .* set it to 23"):
         IidDenoising().check({"inputs": 65, "targets": 10}, vocabulary)
     with pytest.raises(InputError, match="needs sentinels, but the vocabulary has none"):

@@ -52,6 +52,15 @@ def test_whole_words_are_chosen(corpus, read):
         assert 0 < example["chosen"].sum() <= 0.15 * 200 + 6
 
 
+@pytest.mark.parametrize(("max_ngram", "mean"), [(1, 1.18), (3, 1.93)])
+def test_ngrams_are_chosen_together(max_ngram, mean, corpus, read):
+    """Stretches of chosen tokens are as long as 1/n says, and longer where two touch."""
+    task = MaskedLM(max_ngram=max_ngram).bind(corpus(documents=[np.arange(128_000) % 256 + 3]))
+    chosen = np.stack([example["chosen"] for example in read(task, {"inputs": 512})[:-1]])
+    assert abs(chosen.mean() - 0.15) < 0.002
+    assert chosen.sum() / (np.diff(chosen, axis=1, prepend=0) > 0).sum() == pytest.approx(mean, abs=0.06)
+
+
 @pytest.mark.parametrize("pack", [True, False])
 def test_rows_are_charged_for_all_chosen_and_nothing_else(pack, corpus, read):
     objective = MaskedLM(join_documents=False)
@@ -79,12 +88,23 @@ def test_bad_settings_are_refused(vocabulary):
         ({"mask_rate": 0.0}, "mask_rate must be between 0 and 1"),
         ({"replaced": 0.95}, "share the chosen tokens"),
         ({"unit": "letter"}, "unit must be one of"),
-        ({"max_ngram": 0}, "max_ngram must be at least 1"),
+        ({"mask_rate": "0.15"}, "mask_rate must be between 0 and 1, not '0.15'"),
+        ({"mask_rate": float("nan")}, "mask_rate must be between 0 and 1, not nan"),
+        ({"randomised": -0.1}, r"randomised must be in \[0, 1\], not -0.1"),
+        ({"max_ngram": 0}, "max_ngram must be a whole number of at least 1, not 0"),
+        ({"max_ngram": 1.5}, "max_ngram must be a whole number of at least 1, not 1.5"),
+        ({"max_ngram": True}, "max_ngram must be a whole number of at least 1, not True"),
+        ({"join_documents": "yes"}, "join_documents must be True or False, not 'yes'"),
     ):
         with pytest.raises(InputError, match=message):
             MaskedLM(**settings)
     with pytest.raises(InputError, match="mask_id=400 is not in the vocabulary, which has 359 ids"):
         MaskedLM(mask_id=400).check(LENGTHS, vocabulary)
+    for special in (0, 1):
+        with pytest.raises(InputError, match=f"mask_id={special} is padding or EOS in the vocabulary"):
+            MaskedLM(mask_id=special).check(LENGTHS, vocabulary)
+    with pytest.raises(InputError, match="mask_id=2.5 is not in the vocabulary"):
+        MaskedLM(mask_id=2.5).check(LENGTHS, vocabulary)
     with pytest.raises(InputError, match="has no sentinel to hide tokens with"):
         MaskedLM().check(LENGTHS, seqio.ByteVocabulary())
     with pytest.raises(InputError, match="MaskedLM needs the lengths of inputs"):

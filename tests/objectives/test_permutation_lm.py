@@ -56,6 +56,13 @@ def test_all_orders_are_equally_likely(corpus, read):
     assert sum((number - 500) ** 2 / 500 for number in found.values()) < 20.5  # p = 0.001
 
 
+def test_the_order_does_not_depend_on_what_is_chosen(corpus, read):
+    """The first token begins the first span: a lot that had that chosen must not put the token first too."""
+    task = PermutationLM().bind(corpus(documents=[np.full(96_000, 5)]))
+    places = [x["order"][0] / x["chosen"].sum() for x in read(task, {"inputs": 48})[:-1] if x["chosen"][0]]
+    assert abs(np.mean(places) - 7 / 16) < 5 * 0.29 / np.sqrt(len(places))
+
+
 def test_an_epoch_later_others_are_predicted_in_another_order(corpus, read):
     task = PermutationLM().bind(corpus(documents=[np.full(64, 5)]))
     first, second = read(task, {"inputs": 65}, take=2, num_epochs=None)

@@ -64,6 +64,10 @@ def test_the_denoisers_are_those_of_the_paper():
 def test_bad_settings_are_refused(vocabulary):
     with pytest.raises(InputError, match="UL2.rates are of R, X and S, not of R, Q"):
         UL2(rates={"R": 1.0, "Q": 1.0})
+    with pytest.raises(InputError, match=r"UL2.rates\['X'\] must be at least 0, not '4'"):
+        UL2(rates={"R": 1.0, "X": "4", "S": 1.0})
+    with pytest.raises(InputError, match="UL2.most_spans must be a whole number of at least 1, not 9.5"):
+        UL2(most_spans=9.5)
     with pytest.raises(InputError, match="family must be 'decoder' or 'encoder_decoder', not 'encoder'"):
         UL2(family="encoder")
     with pytest.raises(InputError, match="needs 100 sentinels, but the vocabulary has 20: set UL2.most_"):
