@@ -42,13 +42,13 @@ def test_the_text_can_be_put_together_again(rate, corpus, documents, vocabulary,
 
 
 def test_orders_come_at_their_rates(corpus, read):
-    task = FillInTheMiddle(rate=0.8, spm_rate=0.25).bind(corpus(documents=[np.full(56, 5)] * 1500))
+    task = FillInTheMiddle(rate=0.6, spm_rate=0.4).bind(corpus(documents=[np.full(56, 5)] * 1500))
     kinds = []
     for example in read(task, LENGTHS):
         tokens = example["targets"].tolist()
         kinds.append("none" if PRE not in tokens else "spm" if tokens[1] == SUF else "psm")
     # A prefix may be empty in the order prefix, suffix, middle too: one place of 57, twice.
-    for kind, share in (("none", 0.2), ("spm", 0.2 + 0.6 * 2 / 58), ("psm", 0.6 - 0.6 * 2 / 58)):
+    for kind, share in (("none", 0.4), ("spm", 0.24 + 0.36 * 2 / 58), ("psm", 0.36 - 0.36 * 2 / 58)):
         assert abs(kinds.count(kind) / 1500 - share) < 5 * np.sqrt(0.25 / 1500), kind
 
 
