@@ -34,7 +34,8 @@ class RunConfig:
         number of processes reads the same batches from them. None streams the task.
     store_rates: how often each store is read, relative to the others; None is in proportion to their tokens.
     shuffle_buffer: examples held back to shuffle; part of every checkpoint, so exact but not free.
-    eval_batches: batches of `eval_split` an evaluation reads; None reads it whole.
+    eval_batches: batches of `eval_split` an evaluation reads (of each part of a mixture, where each has batches
+        of its own); None reads it whole.
     keep_checkpoints: the newest so many stay, and every multiple of `keep_period` steps for ever.
     bad_steps: what becomes of a step that would ruin the run.
     warm_start: another run's parameters to begin with; None begins with random ones.
