@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import numpy as np
@@ -23,7 +23,7 @@ class Stopped(Exception):
 
 def check(run: RunConfig) -> None:
     """Raises InputError if there is nothing to evaluate on; better known before training than after."""
-    for part in _parts(run):
+    for part in mixing.held_out(run.objective):
         next(pipeline.batches(run, training=False, part=part))
 
 
@@ -54,12 +54,8 @@ def held_out(run: RunConfig) -> Iterator[pipeline.Batch]:
 
     Parts of a mixture that have batches of their own are read one after the other.
     """
-    for part in _parts(run):
+    for part in mixing.held_out(run.objective):
         yield from _held_out(run, part)
-
-
-def _parts(run: RunConfig) -> Sequence[int | None]:
-    return [None] if mixing.shares(run.objective) else range(len(run.objective.parts))
 
 
 def _held_out(run: RunConfig, part: int | None) -> Iterator[pipeline.Batch]:

@@ -191,7 +191,9 @@ class IndexedBatches(Iterator[Batch]):
             "the vocabulary": vocabulary,
             **seeds.IDENTITY,
             "the stores": " ".join(digests),
-            **mixing.identity(self._run.objective, self._run.lengths),
+            **mixing.identity(
+                self._run.objective, self._run.lengths, [corpus.name for corpus in self._run.corpora()]
+            ),
             "their rates": " ".join(str(turns) for mix in first.order.mixes for turns in mix.turns),
         }
 

@@ -103,8 +103,9 @@ class Inspection:
 def inspect(run: RunConfig, split: str | None = None, num_batches: int = 20) -> Inspection:
     """Reads the first batches of `split`: the one trained on as training does, others as evaluation does.
 
-    Truncation and corpus are those of what the pipeline took in to make these batches: the examples in
-    them and those that wait in the shuffle buffer. A finite split may have fewer batches than asked for.
+    So many of each part of a mixture, where an evaluation reads one after the other. Truncation and corpus
+    are those of what the pipeline took in to make these batches: the examples in them and those that wait
+    in the shuffle buffer. A finite split may have fewer batches than asked for.
 
     Raises:
         InputError: the run is wrong, or there is no such split, or not one batch in it.
@@ -116,7 +117,9 @@ def inspect(run: RunConfig, split: str | None = None, num_batches: int = 20) -> 
             f"Task {run.corpus().name!r} has no split {split!r}; it has {', '.join(run.corpus().splits)}."
         )
     training = split == run.train_split
-    batches = list(itertools.islice(pipeline.batches(run, split, training=training), num_batches))
+    parts = [None] if training else mixing.held_out(run.objective)
+    streams = [pipeline.batches(run, split, training=training, part=part) for part in parts]
+    batches = [batch for stream in streams for batch in itertools.islice(stream, num_batches)]
     read = [
         (next(iter(rows.by_part(cells).values())), row)
         for batch in batches

@@ -20,8 +20,10 @@ def add(totals: Iterable[Mapping[str, float]]) -> dict[str, float]:
 def figures(sums: Mapping[str, float], added: Mapping[str, float] | None = None) -> dict[str, float]:
     """Means a token from sums: loss (nats), accuracy, perplexity, bits_per_byte.
 
-    added: the weights of a mixture's parts, by name, if its loss is the sum of theirs; such a sum is no
-        likelihood, and has no perplexity.
+    A mixture whose parts have batches of their own has no bytes, and no perplexity: its loss is of things
+    that differ.
+
+    added: the weights of a mixture's parts, by name, if its loss is the sum of theirs.
 
     Perplexity is the exponential of the mean loss, computed once over everything. Bits per byte spreads the
     loss of all targets (sentinels and EOS too) over the bytes of text they stand for.
@@ -34,11 +36,11 @@ def figures(sums: Mapping[str, float], added: Mapping[str, float] | None = None)
         raise ValueError("These batches have no target tokens, so there is no mean loss.")
     loss = sums["nll"] / weight
     result = {"loss": loss, "accuracy": sums["correct"] / weight}
-    if added is None:
+    rows = {key.removeprefix("rows/"): value for key, value in sums.items() if key.startswith("rows/")}
+    if sums["bytes"] or not rows:
         result["perplexity"] = math.exp(loss) if loss < 700 else math.inf
     if sums["bytes"]:
         result["bits_per_byte"] = sums["nll"] / math.log(2) / sums["bytes"]
-    rows = {key.removeprefix("rows/"): value for key, value in sums.items() if key.startswith("rows/")}
     for name, number in rows.items():
         # Of each part of a mixture; one that had no row in these batches has no mean.
         result[f"rate/{name}"] = number / sum(rows.values())
@@ -47,9 +49,8 @@ def figures(sums: Mapping[str, float], added: Mapping[str, float] | None = None)
             result[f"accuracy/{name}"] = sums[f"correct/{name}"] / part
             result[f"tokens/{name}"] = part
     if added is not None:
-        if missing := [name for name in added if not sums.get(f"weight/{name}")]:
-            raise ValueError(f"These batches have no target tokens of {missing[0]}, so there is no loss.")
-        result["loss"] = math.fsum(factor * result[f"loss/{name}"] for name, factor in added.items())
-    if sums.get("z_loss"):
+        # A part may have had no target in so few batches.
+        result["loss"] = math.fsum(factor * result.get(f"loss/{name}", 0.0) for name, factor in added.items())
+    elif sums.get("z_loss"):
         result["z_loss"] = sums["z_loss"] / weight
     return result

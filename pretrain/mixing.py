@@ -42,14 +42,17 @@ def seed(objective: Objective, number: int, of_run: int) -> int:
     return int(mixed(of_run, number)[0] % 2**32) if own else of_run
 
 
-def identity(objective: Objective, lengths: Mapping[str, int]) -> dict[str, str]:
-    """What decides the rows of a mixture, beside what its parts read: which they are, and their rates."""
+def identity(objective: Objective, lengths: Mapping[str, int], corpora: Sequence[str]) -> dict[str, str]:
+    """What decides the rows of a mixture, beside what its parts read: which they are, and their rates.
+
+    corpora: the name of what each part reads.
+    """
     parts = objective.parts
     if len(parts) == 1:
         return {}
     said = [
-        (part.called, repr(part.objective), list(part.rates), part.weight, sorted(own.items()))
-        for part, own in zip(parts, _lengths(objective, lengths), strict=True)
+        (part.called, corpus, repr(part.objective), list(part.rates), part.weight, sorted(own.items()))
+        for part, corpus, own in zip(parts, corpora, _lengths(objective, lengths), strict=True)
     ]
     digest = hashlib.blake2b(repr((objective.mixes, said)).encode(), digest_size=8).hexdigest()
     return {"the parts of the mixture, with their rates": digest}
@@ -92,6 +95,11 @@ def features(objective: Objective, lengths: Mapping[str, int], pack: bool) -> Sp
 def shares(objective: Objective) -> bool:
     """Whether all parts have the same features, and share batches."""
     return objective.mixes == "rows"
+
+
+def held_out(objective: Objective) -> Sequence[int | None]:
+    """The parts that an evaluation reads one after the other; None is all of them, in batches they share."""
+    return [None] if shares(objective) else range(len(objective.parts))
 
 
 def _weights(names: Iterable[str]) -> str:

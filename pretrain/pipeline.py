@@ -46,12 +46,12 @@ def _batches(
         return mix.batch(size, drop_remainder=training)
     # Parts with batches of their own.
     own = [rows.batch(size, drop_remainder=training) for rows in streams]
-    wanted = mixing.features(objective, run.lengths, run.pack)
     if not training:
-        chosen = range(len(parts)) if part is None else [part]
-        return _one_after_another([mixing.named(own[n], n, wanted) for n in chosen], wanted)
+        assert part is not None
+        return mixing.named(own[part], part)
     if objective.mixes == "losses":
         return mixing.together(own)
+    wanted = mixing.features(objective, run.lengths, run.pack)
     return mixing.in_turns(own, mixing.choices(mixing.of_batches(parts)), wanted)
 
 
@@ -100,8 +100,8 @@ def batches(
     """The batches of this process: [its share of batch_size, length] int32 and float32 features.
 
     skips: positions of batches to leave out.
-    part: of a mixture whose parts have batches of their own, the one to read for an evaluation; None is all,
-        one after the other.
+    part: of a mixture whose parts have batches of their own, the one that an evaluation is to read, see
+        `mixing.held_out`.
     """
     if training and run.stores:
         return IndexedBatches(run, skips)
@@ -111,7 +111,8 @@ def batches(
     size = run.batch_size // count
     dataset = _batches(run, split, training=training, shard=shard, size=size, part=part)
     dataset = dataset.prefetch(4).with_options(reading.options())
-    name = f"split {split!r} of task {' and '.join(repr(task.name) for task in run.tasks())}"
+    tasks = [task.name for task in (run.tasks() if part is None else [run.corpora()[part]])]
+    name = f"split {split!r} of task {' and '.join(map(repr, tasks))}"
     what = identity(run, split) | {"the share of a process": f"{index} of {count}"}
     return Batches(dataset, size, name, what, skips)
 
@@ -126,7 +127,7 @@ def identity(run: RunConfig, split: str) -> dict[str, str]:
     for task in run.tasks():
         if split in task.splits:
             parts[f"the {split} data of task {task.name!r}"] = identity_of_source(task.source, split)
-    return parts | mixing.identity(run.objective, run.lengths)
+    return parts | mixing.identity(run.objective, run.lengths, [corpus.name for corpus in run.corpora()])
 
 
 def identity_of_source(source: seqio.DataSource, split: str) -> str:

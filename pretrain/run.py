@@ -34,8 +34,8 @@ class RunConfig:
         number of processes reads the same batches from them. None streams the task.
     store_rates: how often each store is read, relative to the others; None is in proportion to their tokens.
     shuffle_buffer: examples held back to shuffle; part of every checkpoint, so exact but not free.
-    eval_batches: batches of `eval_split` an evaluation reads (of each part of a mixture, where each has batches
-        of its own); None reads it whole.
+    eval_batches: batches of `eval_split` an evaluation reads (of each part of a mixture, where each has
+        batches of its own); None reads it whole.
     keep_checkpoints: the newest so many stay, and every multiple of `keep_period` steps for ever.
     bad_steps: what becomes of a step that would ruin the run.
     warm_start: another run's parameters to begin with; None begins with random ones.
@@ -105,6 +105,11 @@ class RunConfig:
         if isinstance(self.stores, str | os.PathLike) or (self.stores is not None and not self.stores):
             raise InputError(
                 f"RunConfig.stores is {self.stores!r}; give a list of directories, such as ['/data/c4']."
+            )
+        if self.objective.mixes == "batches" and self.bad_steps.spike is not None:
+            raise InputError(
+                f"BadSteps.spike is {self.bad_steps.spike}, but with mixes='batches' the steps before are of "
+                "other parts, whose losses are of another height: set spike=None."
             )
         for part in self.objective.parts:
             if part.objective.family not in self.model.expresses:
@@ -226,12 +231,15 @@ class RunConfig:
             )
         for number, part in enumerate(self.objective.parts):
             chunks = max(self.objective.loss_chunks, part.objective.loss_chunks)
-            for feature, length in self.lengths_of(number).items():
+            lengths = self.lengths_of(number)
+            predicted = "targets" if "targets" in lengths else "inputs"
+            whose = "RunConfig" if part.lengths is None else f"Part {part.called!r}"
+            for feature, length in lengths.items():
                 cuts = self.rules.shares("length", axis_sizes)
-                cuts *= chunks if feature == "targets" else 1
+                cuts *= chunks if feature == predicted else 1
                 if length % cuts:
                     raise InputError(
-                        f"RunConfig.lengths[{feature!r}] is {length}: make it a multiple of {cuts}, the "
+                        f"{whose}.lengths[{feature!r}] is {length}: make it a multiple of {cuts}, the "
                         f"shares of the mesh ({described(axis_sizes)}) times the objective's loss_chunks."
                     )
 

@@ -12,9 +12,12 @@ import tensorflow as tf
 from flax import nnx
 
 from pretrain import evaluation, metrics, optim, pipeline, planning
+from pretrain.bad_steps import BadSteps
+from pretrain.benchmarks import data
 from pretrain.data import rows
 from pretrain.errors import InputError
 from pretrain.fingerprint import batch_hash, hexadecimal
+from pretrain.inference.generate import generate_tokens
 from pretrain.objectives import CausalLM, Contrastive, MaskedLM, Mixture, Part, PrefixLM, SpanCorruption
 from pretrain.parallel import sharding
 from pretrain.parallel.mesh import MeshConfig
@@ -169,9 +172,13 @@ def test_the_gradient_of_a_sum_is_the_sum_of_mean_gradients(make_run):
         gradients,
         jax.grad(expected)(params),
     )
-    figures = metrics.figures(jax.device_get(sums), run.objective.added)
+    read = jax.device_get(sums)
+    figures = metrics.figures(read, run.objective.added)
     np.testing.assert_allclose(figures["loss"], loss, rtol=1e-5)
     assert figures["rate/contrastive"] == 0.5 and "perplexity" not in figures
+    # So few batches that a part has no target: the loss is that of the others.
+    without = {**read, "weight/masked_lm": 0.0, "nll/masked_lm": 0.0}
+    assert metrics.figures(without, run.objective.added)["loss"] == 0.5 * figures["loss/contrastive"]
 
 
 def test_accumulation_does_not_change_a_sum_of_losses(make_run, tiny_config):
@@ -200,6 +207,7 @@ def test_a_step_of_one_part_is_that_of_the_part_alone(make_run):
         np.testing.assert_allclose(sums["loss"], part.weight * expected.loss, rtol=1e-6)
         np.testing.assert_allclose(sums[f"nll/{part.called}"], expected.nll, rtol=1e-6)
         assert sums["weight"] == expected.weight and sums[f"rows/{part.called}"] == 8
+        assert not {"perplexity", "bits_per_byte"} & set(metrics.figures(jax.device_get(sums)))
         assert sum(float(value) for name, value in sums.items() if name.startswith("rows/")) == 8
 
 
@@ -262,6 +270,35 @@ def test_work_is_counted_part_by_part(make_run):
     assert make_run("batches").step_tokens() == pytest.approx(8 * (48 * 2 + 40) / 3)
 
 
+def test_a_position_is_one_in_the_tasks_of_its_parts(make_run, tiny_config):
+    """Also where the parts exchange theirs."""
+    other = CORPUS.replace(name="others")
+    settings = {"model": tiny_config("decoder", vocab_size=384), "lengths": {"targets": 24}}
+
+    def identity(one, two):
+        parts = [Part(objective=CausalLM(), task=task, name=name) for name, task in (("a", one), ("b", two))]
+        return pipeline.identity(make_run("batches", *parts, **settings), "train")
+
+    assert identity(CORPUS, other) == identity(CORPUS, other) != identity(other, CORPUS)
+
+
+def test_a_mixture_is_spoken_to_with_the_lengths_of_its_first_part(make_run, tiny_config):
+    run = decoder_run(make_run, tiny_config)
+    mesh, params = run.mesh.build(jax.devices()[:1]), state.init_params(run.model, 0)
+    with sharding.layout(mesh, run.rules):
+        (said,) = generate_tokens(
+            run, params, mesh, [list(range(3, 31))], max_tokens=4
+        )  # 28 of 32; others 24
+    assert len(said) <= 4
+
+
+def test_rows_of_all_parts_are_counted(make_run):
+    batch = next(pipeline.batches(make_run("losses")))
+    tokens, examples = data._contents(batch)
+    segments = [value for name, value in batch.items() if name.endswith("_segment_ids")]
+    assert (tokens, examples) == (sum(int((value > 0).sum()) for value in segments), 16)
+
+
 def test_what_such_mixtures_cannot_be_is_refused(make_run, tiny_config):
     causal, prefix = Part(objective=CausalLM()), Part(objective=PrefixLM())
     for mixes, parts, settings, message in (
@@ -281,6 +318,23 @@ def test_what_such_mixtures_cannot_be_is_refused(make_run, tiny_config):
     with pytest.raises(InputError, match="compares the rows of a batch"):
         run = make_run("batches", microbatches=2)
         run.check_batch(run.mesh.build())
+    with pytest.raises(InputError, match="spike is 6.0, but with mixes='batches'"):
+        make_run("batches", bad_steps=BadSteps(spike=6.0))
+    for parts, message in (
+        (
+            [dataclasses.replace(PAIRS, objective=Contrastive(chunks=n), name=f"{n}") for n in (2, 3)],
+            "of 6, 6 ch",
+        ),
+        ([dataclasses.replace(MASKED, objective=MaskedLM(loss_chunks=5)), PAIRS], "Part 'masked_lm'.lengths"),
+    ):
+        run = make_run("batches", *parts)
+        with pytest.raises(InputError, match=message):
+            run.check_batch(run.mesh.build(jax.devices()[:1]))
+    for rate in (None, [0, 1.0], [(0,)], "fast", [(0, "a")], True):
+        with pytest.raises(InputError, match="Part.rate of causal_lm"):
+            Part(objective=CausalLM(), rate=rate)
+    with pytest.raises(InputError, match="give a list of parts"):
+        Mixture(parts=causal)
     with pytest.raises(InputError, match="plan one of its parts at a time"):
         planning.plan(make_run("batches"), Topology("cpu:8"))
     with pytest.raises(InputError, match="MaskedLM needs the lengths of inputs"):

@@ -13,6 +13,7 @@ import numpy as np
 from pretrain import pipeline
 from pretrain.benchmarks.measuring import Machine, Round, machine, now
 from pretrain.benchmarks.steps import BareSteps
+from pretrain.data import rows
 from pretrain.parallel import sharding
 from pretrain.pipeline import Batch
 from pretrain.run import RunConfig
@@ -143,6 +144,9 @@ def measure(run: RunConfig, batches: int, warmup: int) -> tuple[Data, Batch]:
 
 def _contents(batch: Batch) -> tuple[int, int]:
     """(tokens, examples) in the rows of a batch."""
-    segments = [value for name, value in batch.items() if name.endswith("_segment_ids")]
-    examples = np.max([value.max(axis=1) for value in segments], axis=0)
-    return sum(int((value > 0).sum()) for value in segments), int(examples.sum())
+    tokens = examples = 0
+    for own in rows.by_part(batch).values():
+        segments = [value for name, value in own.items() if name.endswith("_segment_ids")]
+        tokens += sum(int((value > 0).sum()) for value in segments)
+        examples += int(np.max([value.max(axis=1) for value in segments], axis=0).sum())
+    return tokens, examples

@@ -78,7 +78,7 @@ def benchmark(
     run.check()
     generate.check_writes(run)
     encodes = run.model.family == "encoder_decoder"
-    room = dict(run.lengths)
+    room = dict(run.lengths_of(0))
     needed = {"inputs": prompt, "targets": tokens} if encodes else {"targets": prompt + tokens}
     for name, length in needed.items():
         if length > room[name]:

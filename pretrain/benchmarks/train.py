@@ -12,6 +12,7 @@ import jax
 from pretrain.benchmarks import data
 from pretrain.benchmarks.measuring import Machine, Memory, Round, Tick, machine, now, peak_memory
 from pretrain.benchmarks.steps import BareSteps
+from pretrain.errors import InputError
 from pretrain.run import RunConfig
 from pretrain.training import hardware, loop
 from pretrain.warm_start import Plan
@@ -123,6 +124,11 @@ def benchmark(
         bad_steps.Diverged: a loss is not finite.
     """
     run.check()
+    if run.objective.mixes == "batches":
+        raise InputError(
+            "RunConfig.objective has steps of several shapes (mixes='batches'): measure one of its parts at "
+            "a time, as RunConfig.objective."
+        )
     mesh = run.mesh.build()
     run.check_batch(mesh)
     say("the data pipeline")

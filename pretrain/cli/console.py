@@ -62,9 +62,10 @@ def _objective(objective: Objective) -> list[tuple[str, str]]:
             if getattr(part.objective, field.name) != field.default
         }
         settings = ", ".join(f"{name}={value!r}" for name, value in changed.items())
+        rate = "" if objective.mixes == "losses" else f"rate {part.rate}, "
+        own = "" if part.lengths is None else f"{dict(part.lengths)}, "
         lines.append(
-            f"  {part.called}: rate {part.rate}, weight {part.weight:g}, "
-            f"{type(part.objective).__name__}({settings})"
+            f"  {part.called}: {rate}weight {part.weight:g}, {own}{type(part.objective).__name__}({settings})"
         )
     return list(zip(("objective", *[""] * len(objective.parts)), lines, strict=True))
 

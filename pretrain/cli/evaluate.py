@@ -53,7 +53,8 @@ def command(
     )
     with loading.opened(holder, run, step) as trained:
         figures = evaluation.evaluate(run, trained.programs.eval_step, trained.params, trained.mesh)
-        baselines = evaluation.text_entropies(run)
+        # Beside a loss that is no text's, the entropies of the text say nothing.
+        baselines = evaluation.text_entropies(run) if "bits_per_byte" in figures else {}
         if as_json:
             click.echo(json.dumps({"step": trained.step, **figures, **baselines}))
             return

@@ -45,15 +45,15 @@ def of_part(number: int, name: str) -> str:
 def by_part(batch: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
     """The features of each part in the batch, in order; of a batch that all parts share, all are part 0's.
 
-    >>> by_part({"1/tokens": "x", "0/tokens": "y", "0/weights": "z"})
-    {0: {'tokens': 'y', 'weights': 'z'}, 1: {'tokens': 'x'}}
+    >>> by_part({"10/tokens": "x", "2/tokens": "y", "2/weights": "z"})
+    {2: {'tokens': 'y', 'weights': 'z'}, 10: {'tokens': 'x'}}
     """
     found: dict[int, dict[str, Any]] = {}
     for name in sorted(batch):
         number, slash, feature = name.partition("/")
         own = found.setdefault(int(number) if slash else 0, {})
         own[feature if slash else name] = batch[name]
-    return found
+    return {number: found[number] for number in sorted(found)}
 
 
 def examples(batch: Mapping[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:

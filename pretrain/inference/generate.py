@@ -75,10 +75,11 @@ def generate_tokens(
     """Token ids for token ids: int32 [new tokens] for each prompt, up to and with EOS."""
     check_writes(run)
     encodes = run.model.family == "encoder_decoder"
-    room = run.lengths["targets"]
+    lengths = run.lengths_of(0)  # a mixture is spoken to as its first part
+    room = lengths["targets"]
     longest = max(len(prompt) for prompt in prompts)
     if encodes:
-        limit, max_tokens = run.lengths["inputs"], max_tokens or room
+        limit, max_tokens = lengths["inputs"], max_tokens or room
     else:
         limit, max_tokens = room - (max_tokens or 1), max_tokens or max(room - longest, 1)
     if min(len(prompt) for prompt in prompts) == 0:
@@ -88,7 +89,7 @@ def generate_tokens(
     if longest > limit:
         raise InputError(
             f"A prompt has {longest} tokens, but beside the {max_tokens} to be generated there is room for "
-            f"{limit} in the lengths the model was trained on, {dict(run.lengths)}; shorten it"
+            f"{limit} in the lengths the model was trained on, {dict(lengths)}; shorten it"
             f"{'' if encodes else ' or lower --max-tokens'}."
         )
     decode = program(run, max_tokens, sampling or Sampling(), run.vocabulary().eos_id)

@@ -294,6 +294,8 @@ class Part:
     name: str | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str | None):
+            raise InputError(f"Part.name is {self.name!r}; give a text.")
         if not isinstance(self.objective, Objective):
             raise InputError(
                 f"Part.objective is {self.objective!r}; give an objective, such as @causal_lm.CausalLM()."
@@ -305,7 +307,7 @@ class Part:
             )
         if not isinstance(self.task, str | seqio.Task | seqio.Mixture | None):
             raise InputError(f"Part.task of {self.called} is {self.task!r}; give a task, or its name.")
-        if isinstance(self.rate, str):
+        if not isinstance(self.rate, int | float) and not _is_pairs(self.rate):
             raise InputError(
                 f"Part.rate of {self.called} is {self.rate!r}; give a number, or pairs (step, rate)."
             )
@@ -330,6 +332,11 @@ class Part:
 
     def rate_at(self, step: int) -> float:
         return [rate for first, rate in self.rates if first <= step][-1]
+
+
+def _is_pairs(rate: Any) -> bool:
+    listed = isinstance(rate, list | tuple)
+    return listed and all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in rate)
 
 
 def _is_ragged(tokens: Any) -> bool:

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
@@ -53,7 +54,8 @@ class Mixture(Objective):
             raise InputError(f"Mixture.mixes must be one of {get_args(Mixes)}, not {self.mixes!r}.")
         if type(self) is Mixture and not self.join_documents:  # a subclass hands it on to parts of its own
             raise InputError("Mixture.join_documents has no effect on its parts: set it on each of them.")
-        if not self.parts or not all(isinstance(part, Part) for part in self.parts):
+        listed = isinstance(self.parts, list | tuple)
+        if not listed or not self.parts or not all(isinstance(part, Part) for part in self.parts):
             raise InputError(
                 f"Mixture.parts is {self.parts!r}; give a list of parts, such as [@base.Part()]."
             )
@@ -128,7 +130,7 @@ class Mixture(Objective):
 
     @property
     def chunks(self) -> int:  # type: ignore[override]
-        return max(part.objective.chunks for part in self.parts)
+        return math.lcm(*(part.objective.chunks for part in self.parts))
 
     def lengths_of(self, part: int, lengths: Mapping[str, int]) -> Mapping[str, int]:
         if self.mixes == "rows":

@@ -216,7 +216,9 @@ def _train(
             log.event(step, event, **fields)
             observer.happened(event, fields)
 
-        profiled = profiling.Profiled(programs.train_step, model_dir / records.BOARD, profile, told)
+        profiled = profiling.Profiled(
+            programs.train_step, model_dir / records.BOARD, profile, told, window.paused
+        )
         stack.enter_context(contextlib.closing(profiled))
         at = done
         asked = not (history.evaluated(done) or evaluate(done))  # a run that was asked to stop left it

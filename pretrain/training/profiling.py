@@ -1,5 +1,6 @@
 """How long the train step took to compile, and a trace of some steps."""
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,18 +23,24 @@ def check(steps: range, done: int, last: int) -> None:
 
 
 class Profiled:
-    """The train step, its first call timed and some of its steps traced.
+    """The train step, the first call with each kind of batch timed and some of its steps traced.
 
     directory: TensorBoard's, which finds the trace under Profile; each process adds a file to it.
     told: of an event, with its step and fields.
+    paused: a context whose time is none of the steps'; it is compiled in one.
     """
 
-    def __init__(self, train_step: Callable, directory: Path, steps: range | None, told: Callable[..., None]):
+    def __init__(
+        self, train_step: Callable, directory: Path, steps: range | None, told: Callable[..., None],
+        paused: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+    ):  # fmt: skip
         self._train_step = train_step
+        self._paused = paused
         self._directory = directory
         self._steps = steps or range(0)
         self._told = told
-        self._called = self._tracing = False
+        self._tracing = False
+        self._compiled: set[Any] = set()  # the kinds of batches so far
         self._newest = 0
 
     def __call__(self, step: int, state: Any, batch: Any) -> Any:
@@ -46,13 +53,14 @@ class Profiled:
             self._tracing = True
         self._newest = step
         with jax.profiler.StepTraceAnnotation("train", step_num=step):
-            if self._called:
+            if (kind := jax.tree.structure(batch)) in self._compiled:
                 return self._train_step(state, batch)
-            self._called = True
-            return self._timed(step, state, batch)
+            self._compiled.add(kind)
+            with self._paused():
+                return self._timed(step, state, batch)
 
     def _timed(self, step: int, state: Any, batch: Any) -> Any:
-        """The first call returns when the program is compiled, or was found in JAX's cache of them."""
+        """A first call returns when the program is compiled, or was found in JAX's cache of them."""
         hits = []
 
         def heard(event: str, **_: Any) -> None:

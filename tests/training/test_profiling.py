@@ -1,10 +1,12 @@
 """A trace holds the steps that were asked for; how long the compiler took is told."""
 
+import contextlib
+
 import jax
 import pytest
 
 from pretrain.errors import InputError
-from pretrain.training import loop, records
+from pretrain.training import loop, profiling, records
 
 
 def steps_in(path) -> set[int]:
@@ -51,3 +53,23 @@ def test_steps_that_are_not_to_come_are_refused(make_run, train):
         with pytest.raises(InputError, match=r"the steps to come are 5 to 12: name some of them"):
             train(make_run(steps=12), profile=steps)
     assert train(make_run(steps=12), profile=range(5, 6)) == 12
+
+
+def test_each_kind_of_batch_is_compiled_once_and_outside_of_the_time(tmp_path):
+    told, paused = [], []
+
+    @contextlib.contextmanager
+    def pause():
+        paused.append("begins")
+        yield
+        paused.append("ends")
+
+    def step(state, batch):
+        return len(paused)
+
+    profiled = profiling.Profiled(
+        step, tmp_path, None, lambda at, event, **_: told.append((at, event)), pause
+    )
+    kinds = [{"a": 1}, {"a": 2}, {"b": 1}, {"a": 3}, {"b": 2}]
+    assert [profiled(at, None, batch) for at, batch in enumerate(kinds, 1)] == [1, 2, 3, 4, 4]
+    assert told == [(1, "compiled"), (3, "compiled")]
