@@ -87,6 +87,17 @@ def _by_part(of_tokens: Sequence[jax.Array], part_ids_BL: jax.Array | None, num_
     )
 
 
+def key_of(part: int, key: jax.Array | None) -> jax.Array | None:
+    """The key for dropout of one of several losses."""
+    return None if key is None else jax.random.fold_in(key, part)
+
+
+def factors_of_means(weights: Sequence[jax.Array]) -> jax.Array:
+    """float32 [losses] by which sums, over the weights of all, are the sum of each one's mean."""
+    each = jnp.stack(weights)
+    return jnp.sum(each) / jnp.maximum(each, 1.0)
+
+
 def added(parts: Sequence[tuple[int, TokenSums, Any]], num_parts: int) -> TokenSums:
     """The sums of several losses in one.
 

@@ -160,14 +160,11 @@ class Mixture(Objective):
         """
         if self.mixes == "rows":
             return super().loss(model, batch, key)
-        import jax  # here, because the data side of an objective needs no jax
-
-        from pretrain import losses
+        from pretrain import losses  # here, because the data side of an objective needs no jax
 
         found = []
         for number, own in rows.by_part(batch).items():
-            part_key = None if key is None else jax.random.fold_in(key, number)
-            sums = self.parts[number].objective.loss(model, own, part_key)
+            sums = self.parts[number].objective.loss(model, own, losses.key_of(number, key))
             factor = self.parts[number].weight * (1.0 if factors is None else factors[number])
             found.append((number, sums, factor))
         return losses.added(found, len(self.parts))
@@ -180,11 +177,12 @@ class Mixture(Objective):
         """float32 [parts] by which the sums of all parts, over all of their weight, are the sum of means."""
         if self.mixes != "losses":
             return None
-        import jax.numpy as jnp
+        from pretrain import losses  # here, because the data side of an objective needs no jax
 
         own = rows.by_part(batch)
-        weights = jnp.stack([part.objective.weight(own[n]) for n, part in enumerate(self.parts)])
-        return jnp.sum(weights) / jnp.maximum(weights, 1.0)
+        return losses.factors_of_means(
+            [part.objective.weight(own[number]) for number, part in enumerate(self.parts)]
+        )
 
     @property
     def bidirectional_prompt(self) -> bool:
