@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import tempfile
+import traceback
 import warnings
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,13 @@ _LATE_ARRAYS = re.compile("Event loop is closed|Encountered error while reading 
 
 
 def _is_not_orbax(record: logging.LogRecord) -> bool:
-    # asyncio logs the tasks of Orbax that nobody awaits, and says in the message where they come from.
-    place = str(record.msg) if record.name == "asyncio" else record.pathname
-    return os.path.join("", "orbax", "checkpoint", "") not in place
+    # asyncio logs what of Orbax nobody awaits: of a task the message says where it comes from, of tasks
+    # that were gathered the traceback alone.
+    places = [record.pathname]
+    if record.name == "asyncio":
+        failed = record.exc_info[2] if record.exc_info else None
+        places = [str(record.msg), *(frame.filename for frame in traceback.extract_tb(failed))]
+    return not any(os.path.join("", "orbax", "checkpoint", "") in place for place in places)
 
 
 def _without_late_arrays(nobodys: Any) -> None:

@@ -12,8 +12,8 @@ from pretrain.cli import quiet
 from pretrain.parallel.topologies import ALONE
 
 
-def record(name: str, pathname: str, message: str) -> logging.LogRecord:
-    return logging.LogRecord(name, logging.ERROR, pathname, 1, message, None, None)
+def record(name: str, pathname: str, message: str, failed=None) -> logging.LogRecord:
+    return logging.LogRecord(name, logging.ERROR, pathname, 1, message, None, failed)
 
 
 def test_what_orbax_raises_it_does_not_log_too():
@@ -23,6 +23,17 @@ def test_what_orbax_raises_it_does_not_log_too():
     events = "/home/orbax/checkpoint/lib/asyncio/base_events.py"
     assert not quiet._is_not_orbax(record("asyncio", events, task))
     assert quiet._is_not_orbax(record("asyncio", events, "Task exception was never retrieved"))
+
+
+@pytest.mark.parametrize("orbax", [True, False])
+def test_tasks_of_orbax_that_were_gathered_are_known_by_their_traceback(orbax):
+    file = f"/lib/{'orbax' if orbax else 'other'}/checkpoint/serialization.py"
+    try:
+        exec(compile("raise ValueError('No space left on device')", file, "exec"))
+    except ValueError:
+        failed = sys.exc_info()
+    gathered = record("asyncio", "/lib/asyncio/base_events.py", "_GatheringFuture exception", failed)
+    assert quiet._is_not_orbax(gathered) != orbax
 
 
 @pytest.mark.parametrize(
