@@ -8,8 +8,8 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from typing import IO, Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import IO, Any, Literal
 
 import tensorflow as tf
 
@@ -29,21 +29,21 @@ class Format:
     """How a file becomes documents.
 
     Attributes:
-      field: the field of a .jsonl object that holds the document.
+      fields: the fields of a .jsonl object that hold the document's texts.
       documents: what is one document of a .txt file, a line or the whole file.
       invalid_utf8: whether text that is not UTF-8 is mended with U+FFFD, or refused.
     """
 
-    field: str = "text"
+    fields: Sequence[str] = ("text",)
     documents: DocumentUnit = "lines"
     invalid_utf8: InvalidUtf8 = "replace"
 
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """A document that is not blank, the line where it begins, and whether its UTF-8 had to be mended."""
+    """Texts that are not blank, one a field, the line where they are, and whether UTF-8 had to be mended."""
 
-    text: str
+    texts: Sequence[str]
     line: int
     mended: bool
 
@@ -69,12 +69,15 @@ def find_files(patterns: Sequence[str], setting: str) -> list[str]:
 
 
 def read_documents(path: str, format: Format) -> Iterator[Document]:
-    """Yields the documents of one file, in order, without the blank ones.
+    """Yields the documents of one file, in order, without those that have a blank text.
 
     Raises:
-      InputError: the file cannot be read or is cut short, a .jsonl line is not an object with a string in the
-        field, or text is not UTF-8 and `format` refuses that.
+      InputError: the file cannot be read or is cut short, a .jsonl line is not an object with a string in
+        each field, a .txt file is asked for several fields, or text is not UTF-8 and `format` refuses that.
     """
+    if path.endswith(_TEXT) and len(format.fields) > 1:
+        names = " and ".join(map(repr, format.fields))
+        raise InputError(f"{path} has no fields {names}: give .jsonl files, an object with both a line.")
     with _open(path) as stream:
         if path.endswith(_TEXT) and format.documents == "files":
             lines: Iterator[tuple[int, bytes]] = iter([(1, stream.read().removeprefix(codecs.BOM_UTF8))])
@@ -82,11 +85,12 @@ def read_documents(path: str, format: Format) -> Iterator[Document]:
             lines = _lines(stream)
         for number, line in lines:
             text, mended = _decode(line, path, number, format.invalid_utf8)
+            texts = [text]
             if path.endswith(_JSON) and text.strip():
-                text, mended_escapes = _field(text, path, number, format)
+                texts, mended_escapes = _fields(text, path, number, format)
                 mended = mended or mended_escapes
-            if text.strip():
-                yield Document(text, number, mended)
+            if all(text.strip() for text in texts):
+                yield Document(texts, number, mended)
 
 
 def _expand(pattern: str, setting: str) -> list[str]:
@@ -140,7 +144,7 @@ def _decode(data: bytes, path: str, line: int, invalid_utf8: InvalidUtf8) -> tup
     return data.decode("utf-8", "replace"), True
 
 
-def _field(text: str, path: str, line: int, format: Format) -> tuple[str, bool]:
+def _fields(text: str, path: str, line: int, format: Format) -> tuple[list[str], bool]:
     """The document in a .jsonl line, and whether it was mended: JSON can write half a surrogate pair."""
     place = f"{path}, line {line},"
     try:
@@ -149,21 +153,28 @@ def _field(text: str, path: str, line: int, format: Format) -> tuple[str, bool]:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else error
         raise InputError(f"{place} is not JSON ({reason}): correct the line.") from error
     if not isinstance(record, dict):
-        raise InputError(f'{place} is not a JSON object: write one as {{"{format.field}": "..."}} a line.')
-    if format.field not in record:
-        names = ", ".join(list(record)[:10]) or "none"
-        raise InputError(f"{place} has no field {format.field!r}: set field to one that it has ({names}).")
-    value = record[format.field]
-    if not isinstance(value, str):
-        raise InputError(
-            f"{place} has {type(value).__name__}, not text, in field {format.field!r}: "
-            "make it a string, or set field to one that is."
-        )
-    if not _SURROGATE.search(value):
-        return value, False
-    if format.invalid_utf8 == "refuse":
-        raise InputError(
-            f"{place} has half a surrogate pair in field {format.field!r}, which UTF-8 cannot write: "
-            "correct the line, or set invalid_utf8='replace'."
-        )
-    return _SURROGATE.sub("\ufffd", value), True
+        example = ", ".join(f'"{name}": "..."' for name in format.fields)
+        raise InputError(f"{place} is not a JSON object: write one as {{{example}}} a line.")
+    return _texts(record, place, format)
+
+
+def _texts(record: Mapping[str, Any], place: str, format: Format) -> tuple[list[str], bool]:
+    texts = []
+    for name in format.fields:
+        if name not in record:
+            names = ", ".join(list(record)[:10]) or "none"
+            raise InputError(f"{place} has no field {name!r}: name one that it has ({names}).")
+        value = record[name]
+        if not isinstance(value, str):
+            raise InputError(
+                f"{place} has {type(value).__name__}, not text, in field {name!r}: "
+                "make it a string, or name a field that is."
+            )
+        if _SURROGATE.search(value) and format.invalid_utf8 == "refuse":
+            raise InputError(
+                f"{place} has half a surrogate pair in field {name!r}, which UTF-8 cannot write: "
+                "correct the line, or set invalid_utf8='replace'."
+            )
+        texts.append(value)
+    mended = [_SURROGATE.sub("\ufffd", text) for text in texts]
+    return mended, mended != texts

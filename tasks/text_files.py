@@ -1,4 +1,4 @@
-"""A user's own text files as a Task, with no Python to write.
+"""A user's own text files as a Task, of documents or of pairs, with no Python to write.
 
 A glob of .txt or .jsonl files is checked and prepared once, on first use, by a TFDS builder: what is wrong
 with a file comes out before training begins, and training reads a format that TensorFlow can shard, shuffle
@@ -12,7 +12,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from typing import get_args
+from typing import Any, get_args
 
 import seqio
 import tensorflow as tf
@@ -31,6 +31,7 @@ from tasks.sources import (
 )
 
 FilePath = str | os.PathLike
+_PAIR = ("inputs", "targets")
 
 
 def task(
@@ -63,12 +64,65 @@ def task(
     Raises:
       InputError: a setting is wrong, at once; or a file is, or a split is empty, on first use of the data.
     """
-    _check(validation_fraction, documents, invalid_utf8)
-    globs = _globs(files, "files", "--gin.FILES=\"'/data/*.txt'\"")
+    _check(documents, "documents", DocumentUnit)
+    if not isinstance(field, str):
+        raise InputError(f"field is {field!r}: set it to the name of one, as --gin.FIELD=\"'text'\".")
+    format = Format((field,), documents, invalid_utf8)
+    source = _source(files, validation_files, validation_fraction, format)
+    return corpus_task("text_files", source, vocabulary)
+
+
+def pairs(
+    files: FilePath | Sequence[FilePath] | None,
+    *,
+    fields: Sequence[str] = ("inputs", "targets"),
+    validation_files: FilePath | Sequence[FilePath] | None = None,
+    validation_fraction: float = 0.01,
+    invalid_utf8: InvalidUtf8 = "replace",
+    vocabulary: seqio.Vocabulary | None = None,
+) -> seqio.Task:
+    """Returns the Task `text_pairs` over the user's own .jsonl files, with the features inputs and targets.
+
+    As `task`, but a document is a pair of texts, such as a question and its answer; those with a blank text
+    are left out.
+
+    Args:
+      files: a glob or a list of globs of .jsonl or .jsonl.gz.
+      fields: the fields of an object that hold the inputs and the targets.
+      validation_files: as for `task`.
+      validation_fraction: without `validation_files`, the share of pairs, picked by a hash of the inputs,
+        that makes the validation split; 0 for none. Pairs with equal inputs share their split.
+      invalid_utf8: "replace" mends text with U+FFFD and says on stderr how often; "refuse" stops there.
+      vocabulary: bytes unless given; of both features.
+
+    Raises:
+      InputError: a setting is wrong, at once; or a file is, or a split is empty, on first use of the data.
+    """
+    of_text = isinstance(fields, list | tuple) and all(isinstance(name, str) for name in fields)
+    if not of_text or len(fields) != 2:
+        example = "--gin.FIELDS=\"['question', 'answer']\""
+        raise InputError(f"fields is {fields!r}: set it to the names of two, such as {example}.")
+    format = Format(tuple(fields), invalid_utf8=invalid_utf8)
+    source = _source(files, validation_files, validation_fraction, format)
+    return corpus_task("text_pairs", source, vocabulary, {name: name for name in _PAIR})
+
+
+def _source(
+    files: FilePath | Sequence[FilePath] | None,
+    validation_files: FilePath | Sequence[FilePath] | None,
+    validation_fraction: float,
+    format: Format,
+) -> seqio.DataSource:
+    if not 0 <= validation_fraction < 1:
+        raise InputError(
+            f"validation_fraction is {validation_fraction}: set it to at least 0 and less than 1."
+        )
+    _check(format.invalid_utf8, "invalid_utf8", InvalidUtf8)
+    suffix = "jsonl" if len(format.fields) > 1 else "txt"
+    globs = _globs(files, "files", f"--gin.FILES=\"'/data/*.{suffix}'\"")
     held_out = []
     if validation_files is not None:
-        held_out = _globs(validation_files, "validation_files", "'/data/validation/*.txt'")
-    format = Format(field, documents, invalid_utf8)
+        held_out = _globs(validation_files, "validation_files", f"'/data/validation/*.{suffix}'")
 
     def open_builder() -> tfds.core.DatasetBuilder:
         config = _configure(globs, held_out, validation_fraction, format)
@@ -77,7 +131,12 @@ def task(
     splits = {"train": "train"}
     if held_out or validation_fraction:
         splits["validation"] = "validation"
-    return corpus_task("text_files", PreparedTfdsDataSource(open_builder, splits), vocabulary)
+    return PreparedTfdsDataSource(open_builder, splits)
+
+
+def _check(value: Any, name: str, kind: Any) -> None:
+    if value not in get_args(kind):
+        raise InputError(f"{name} is {value!r}: set it to {' or '.join(map(repr, get_args(kind)))}.")
 
 
 @dataclasses.dataclass
@@ -103,7 +162,11 @@ class TextFiles(LocalBuilder, skip_registration=True):  # type: ignore[call-arg]
     _first_mended = ""
 
     def features(self) -> dict[str, tfds.features.FeatureConnector]:
-        return {"text": tfds.features.Text()}
+        return {name: tfds.features.Text() for name in self._names}
+
+    @property
+    def _names(self) -> Sequence[str]:
+        return _PAIR if len(self.builder_config.format.fields) > 1 else ("text",)
 
     def splits(self) -> Sequence[str]:
         return list(self.builder_config.files)
@@ -116,7 +179,7 @@ class TextFiles(LocalBuilder, skip_registration=True):  # type: ignore[call-arg]
             for document in read_documents(path, config.format):
                 total += 1
                 if config.validation_fraction is not None:
-                    position = unit_hash(document.text.encode())
+                    position = unit_hash(document.texts[0].encode())
                     least = min(least, position)
                     if (position < config.validation_fraction) != (split == "validation"):
                         continue
@@ -124,7 +187,7 @@ class TextFiles(LocalBuilder, skip_registration=True):  # type: ignore[call-arg]
                 if document.mended:
                     self._mended += 1
                     self._first_mended = self._first_mended or f"{path}, line {document.line}"
-                yield f"{index}:{document.line}", {"text": document.text}
+                yield f"{index}:{document.line}", dict(zip(self._names, document.texts, strict=True))
         self._read += kept
         if not kept:
             raise InputError(_why_empty(split, config, total, least))
@@ -155,19 +218,6 @@ def _why_empty(split: str, config: TextFilesConfig, total: int, least: float) ->
         f"validation_fraction={fraction} picks none of the {total} document(s) for the validation split: "
         f"set it to {enough} or more, add text, or give validation_files."
     )
-
-
-def _check(validation_fraction: float, documents: str, invalid_utf8: str) -> None:
-    if not 0 <= validation_fraction < 1:
-        raise InputError(
-            f"validation_fraction is {validation_fraction}: set it to at least 0 and less than 1."
-        )
-    for name, value, kind in (
-        ("documents", documents, DocumentUnit),
-        ("invalid_utf8", invalid_utf8, InvalidUtf8),
-    ):
-        if value not in get_args(kind):
-            raise InputError(f"{name} is {value!r}: set it to {' or '.join(map(repr, get_args(kind)))}.")
 
 
 def _globs(files: FilePath | Sequence[FilePath] | None, setting: str, example: str) -> list[str]:

@@ -200,6 +200,8 @@ def test_every_shipped_run_builds_and_its_text_builds_it_again(name, tmp_path, r
     bindings = ["STEPS = 30", "BATCH_SIZE = 24", "SEED = 5"]
     if name.startswith("text_files"):
         bindings += ["FILES = ['/data/a*.txt', '/data/b.jsonl']", "FIELD = 'body'"]
+    if name == "text_pairs.gin":
+        bindings += ["FILES = '/data/a.jsonl'", "FIELDS = ['question', 'answer']"]
     if name.startswith("c4") or name in PAPERS:
         bindings.append(f"VOCABULARY_FILE = '{request.getfixturevalue('vocabulary_file')}'")
     run, text = config.load_with_text(f"runs/{name}", bindings)

@@ -45,7 +45,7 @@ def load(run_file: str, *over: str):
     text = _with_included(run_file)
     corpora = [each for each in ("c4", "wikipedia") if f"{each}.task.vocabulary" in text]
     bindings += [f"{each}.task.vocabulary = None" for each in corpora]  # bytes: fewer ids than the model has
-    if Path(run_file).name.startswith("text_files"):
+    if Path(run_file).name.startswith("text_"):
         bindings.append("FILES = 'corpus.txt'")
     return config.load(run_file, bindings)
 

@@ -81,13 +81,14 @@ def text_of_ids(vocabulary: seqio.Vocabulary) -> tuple[bytes | None, ...]:
     )
 
 
-def text_ids(vocabulary: seqio.Vocabulary) -> np.ndarray:
-    """The ids that stand for text, int32, in order.
+def text_ids(vocabulary: seqio.Vocabulary, without: int | None = None) -> np.ndarray:
+    """The ids that stand for text, int32, in order; `without` one, such as a mask that is a piece itself.
 
     >>> text_ids(seqio.ByteVocabulary(extra_ids=100))[[0, -1]].tolist()
     [3, 258]
     """
-    return np.array([i for i, text in enumerate(text_of_ids(vocabulary)) if text is not None], np.int32)
+    texts = enumerate(text_of_ids(vocabulary))
+    return np.array([i for i, text in texts if text is not None and i != without], np.int32)
 
 
 def mask_id(vocabulary: seqio.Vocabulary, wanted: int | None = None) -> int:

@@ -385,6 +385,15 @@ def check_flags(thing: Any) -> None:
             raise InputError(f"{type(thing).__name__}.{field.name} must be True or False, not {value!r}.")
 
 
+def check_of_chunks(objective: Objective, *names: str) -> None:
+    """Raises InputError if fields that say how examples are made of chunks are set, where none are made."""
+    for field in dataclasses.fields(objective):
+        if field.name in names and getattr(objective, field.name) != field.default:
+            raise InputError(
+                f"{type(objective).__name__}.{field.name} has no effect on the pairs of a task: leave it out."
+            )
+
+
 def check_family(objective: Objective) -> None:
     """Raises InputError unless the objective's family is one that reads inputs and writes targets."""
     if objective.family not in ("decoder", "encoder_decoder"):

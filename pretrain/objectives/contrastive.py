@@ -12,7 +12,14 @@ from pretrain.data import vocabulary as vocabularies
 from pretrain.data.converters import DualEncoderConverter
 from pretrain.data.seeds import uniform
 from pretrain.errors import InputError
-from pretrain.objectives.base import Family, Objective, Preprocessor, check_lengths, check_numbers
+from pretrain.objectives.base import (
+    Family,
+    Objective,
+    Preprocessor,
+    check_lengths,
+    check_numbers,
+    check_of_chunks,
+)
 from pretrain.objectives.text_to_text import ended
 
 Pairs = Literal["crops", "cloze", "features"]
@@ -63,6 +70,8 @@ class Contrastive(Objective):
                 f"Contrastive.crop_min={self.crop_min} and crop_max={self.crop_max} are shares of a chunk: "
                 "make the first no greater than the second."
             )
+        if self.pairs == "features":
+            check_of_chunks(self, "join_documents", "crop_min", "crop_max", "deletion")
         if (self.label_smoothing, self.z_loss, self.loss_chunks) != (0.0, 0.0, 1):
             raise InputError("Contrastive has no label_smoothing, z_loss or loss_chunks: leave them out.")
 

@@ -63,7 +63,7 @@ class Masking(_OfTokens):
     def __call__(self, tokens, seeds, draw, vocabulary, mask_id) -> tf.RaggedTensor:
         dense = tokens.to_tensor()
         chosen = self._chosen(dense, tokens.row_lengths(), seeds, draw, vocabulary)
-        ids = tf.constant(vocabularies.text_ids(vocabulary))
+        ids = tf.constant(vocabularies.text_ids(vocabulary, without=mask_id))
         other = corruption.random_tokens(dense, ids, seeds, draw + 2)
         randomised = uniform(seeds, tf.shape(dense)[1], draw + 3) < self.randomised
         dense = tf.where(chosen, tf.where(randomised, other, mask_id), dense)

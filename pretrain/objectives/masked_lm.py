@@ -101,10 +101,11 @@ class MaskedLM(Objective):
     def _hidden(self, tokens: tf.Tensor, seeds: tf.Tensor, vocabulary: seqio.Vocabulary) -> tf.Tensor:
         """What each token is if it is chosen."""
         lot = uniform(seeds, tf.shape(tokens)[1], draw=3)
-        ids = tf.constant(vocabularies.text_ids(vocabulary))
+        mask_id = vocabularies.mask_id(vocabulary, self.mask_id)
+        ids = tf.constant(vocabularies.text_ids(vocabulary, without=mask_id))
         other = corruption.random_tokens(tokens, ids, seeds, draw=4)
         hidden = tf.where(lot < self.replaced + self.randomised, other, tokens)
-        return tf.where(lot < self.replaced, vocabularies.mask_id(vocabulary, self.mask_id), hidden)
+        return tf.where(lot < self.replaced, mask_id, hidden)
 
     def output_features(self, corpus_features: Mapping[str, seqio.Feature]) -> dict[str, seqio.Feature]:
         tokens = corpus_features["targets"]

@@ -9,7 +9,14 @@ import tensorflow as tf
 
 from pretrain.data import groups
 from pretrain.data.converters import EncoderDecoderConverter, PrefixDecoderConverter
-from pretrain.objectives.base import Family, Objective, Preprocessor, check_family, check_lengths
+from pretrain.objectives.base import (
+    Family,
+    Objective,
+    Preprocessor,
+    check_family,
+    check_lengths,
+    check_of_chunks,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,6 +39,7 @@ class TextToText(Objective):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_family(self)
+        check_of_chunks(self, "join_documents")
 
     def check(self, lengths: Mapping[str, int], vocabulary: seqio.Vocabulary) -> None:
         if self.family == "decoder":

@@ -76,9 +76,11 @@ class UL2(Mixture):
     def check(self, lengths: Mapping[str, int], vocabulary: seqio.Vocabulary) -> None:
         needed = self.most_spans + (len(MODES) if self.mode_tokens else 0)
         if (sentinels := vocabularies.num_sentinels(vocabulary)) < needed:
+            most = sentinels - needed + self.most_spans
+            fewer = f"UL2.most_spans={most}, or " if most > 0 else ""
             raise InputError(
-                f"UL2 needs {needed} sentinels, but the vocabulary has {sentinels}: set "
-                f"UL2.most_spans={max(sentinels - needed + self.most_spans, 1)}, or extra_ids={needed}."
+                f"UL2 needs {needed} sentinels, but the vocabulary has {sentinels}: "
+                f"set {fewer}extra_ids={needed}."
             )
         super().check(lengths, vocabulary)
 

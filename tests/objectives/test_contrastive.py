@@ -222,6 +222,11 @@ def test_what_cannot_be_is_refused(tiny_config, vocabulary, corpus):
         ({"crop_max": float("nan")}, r"crop_max must be in \(0, 1\], not nan"),
         ({"chunks": 0}, "chunks must be a whole number of at least 1, not 0"),
         ({"z_loss": 1e-4}, "has no label_smoothing, z_loss or loss_chunks"),
+        ({"pairs": "features", "crop_min": 0.2}, "crop_min has no effect on the pairs of a task"),
+        (
+            {"pairs": "features", "join_documents": True},
+            "join_documents has no effect on the pairs of a task",
+        ),
     ):
         with pytest.raises(InputError, match=message):
             Contrastive(**settings)

@@ -83,6 +83,13 @@ def test_another_mask_may_be_asked_for(corpus, read):
         np.testing.assert_array_equal(example["inputs"] == 2, example["chosen"] == 1)
 
 
+def test_a_mask_that_is_a_piece_of_the_vocabulary_is_no_random_token(corpus, read):
+    settings = {"mask_id": 100, "mask_rate": 0.9, "replaced": 0.0, "randomised": 1.0}
+    examples = list(read(MaskedLM(**settings).bind(corpus()), LENGTHS))
+    tokens = np.concatenate([example["inputs"][example["chosen"] == 1] for example in examples])
+    assert len(tokens) > 4 * 256 and not (tokens == 100).any()
+
+
 def test_bad_settings_are_refused(vocabulary):
     for settings, message in (
         ({"mask_rate": 0.0}, "mask_rate must be between 0 and 1"),

@@ -63,6 +63,8 @@ def test_what_it_cannot_do_is_refused(corpus, vocabulary):
         TextToText().bind(corpus())
     with pytest.raises(InputError, match="family must be 'decoder' or 'encoder_decoder', not 'encoder'"):
         TextToText(family="encoder")
+    with pytest.raises(InputError, match="TextToText.join_documents has no effect on the pairs of a task"):
+        TextToText(join_documents=False)
     with pytest.raises(InputError, match="needs the lengths of inputs and targets"):
         TextToText().check({"targets": 3}, vocabulary)
 

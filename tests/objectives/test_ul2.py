@@ -72,3 +72,5 @@ def test_bad_settings_are_refused(vocabulary):
         UL2(family="encoder")
     with pytest.raises(InputError, match="needs 100 sentinels, but the vocabulary has 20: set UL2.most_"):
         UL2().check({"inputs": 64, "targets": 64}, seqio.ByteVocabulary(extra_ids=20))
+    with pytest.raises(InputError, match="the vocabulary has 3: set extra_ids=100"):
+        UL2().check({"inputs": 64, "targets": 64}, seqio.ByteVocabulary(extra_ids=3))

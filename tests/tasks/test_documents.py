@@ -22,20 +22,24 @@ def _read(path, **settings):
     return list(read_documents(str(path), Format(**settings)))
 
 
+def _texts(documents):
+    return [text for document in documents for text in document.texts]
+
+
 @pytest.mark.parametrize("newline", [b"\n", b"\r\n"])
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
 def test_lines_round_trip_without_the_blank_ones(tmp_path, name, newline):
     lines = ["", _DOCUMENTS[0], " \t", *_DOCUMENTS[1:]]
     data = newline.join(line.encode() for line in lines)
     documents = _read(_write(tmp_path / name, data))
-    assert [document.text for document in documents] == _DOCUMENTS
+    assert _texts(documents) == _DOCUMENTS
     assert [document.line for document in documents] == [2, 4, 5, 6, 7, 8]
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
 def test_a_whole_file_is_one_document(tmp_path, name):
     text = "first\n\nsecond\r\nthird\n"
-    assert _read(_write(tmp_path / name, text.encode()), documents="files") == [Document(text, 1, False)]
+    assert _read(_write(tmp_path / name, text.encode()), documents="files") == [Document([text], 1, False)]
     assert _read(_write(tmp_path / name, b" \n\n"), documents="files") == []
 
 
@@ -43,23 +47,23 @@ def test_a_whole_file_is_one_document(tmp_path, name):
 def test_jsonl_round_trip(tmp_path, name):
     texts = [*_DOCUMENTS, "several\nlines"]
     data = "\n\n".join(json.dumps({"id": i, "body": text}) for i, text in enumerate(texts))
-    documents = _read(_write(tmp_path / name, data.encode()), field="body", documents="files")
-    assert [document.text for document in documents] == texts
-    assert _read(_write(tmp_path / name, b'{"text": "\\ud83d\\ude00"}')) == [Document("😀", 1, False)]
+    documents = _read(_write(tmp_path / name, data.encode()), fields=("body",), documents="files")
+    assert _texts(documents) == texts
+    assert _read(_write(tmp_path / name, b'{"text": "\\ud83d\\ude00"}')) == [Document(["😀"], 1, False)]
     assert _read(_write(tmp_path / name, b'{"text": " "}')) == []
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path):
-    assert _read(_write(tmp_path / "a.txt", b"\xef\xbb\xbfhi\n"))[0].text == "hi"
-    assert _read(_write(tmp_path / "a.txt", b"\xef\xbb\xbfhi\n"), documents="files")[0].text == "hi\n"
-    assert _read(_write(tmp_path / "a.jsonl", b'\xef\xbb\xbf{"text": "hi"}\n'))[0].text == "hi"
+    assert _read(_write(tmp_path / "a.txt", b"\xef\xbb\xbfhi\n"))[0].texts == ["hi"]
+    assert _read(_write(tmp_path / "a.txt", b"\xef\xbb\xbfhi\n"), documents="files")[0].texts == ["hi\n"]
+    assert _read(_write(tmp_path / "a.jsonl", b'\xef\xbb\xbf{"text": "hi"}\n'))[0].texts == ["hi"]
 
 
 def test_invalid_utf8_is_mended_and_marked(tmp_path):
     path = _write(tmp_path / "a.txt", b"good\nbad \xff\xfe\n")
-    assert _read(path) == [Document("good", 1, False), Document("bad \ufffd\ufffd", 2, True)]
+    assert _read(path) == [Document(["good"], 1, False), Document(["bad \ufffd\ufffd"], 2, True)]
     path = _write(tmp_path / "a.jsonl", b'{"text": "half \\ud83d"}')
-    assert _read(path) == [Document("half \ufffd", 1, True)]
+    assert _read(path) == [Document(["half \ufffd"], 1, True)]
 
 
 @pytest.mark.parametrize(
@@ -85,10 +89,15 @@ def test_invalid_utf8_is_mended_and_marked(tmp_path):
             "g.jsonl",
             b'{"title": "", "body": ""}',
             {},
-            "g.jsonl, line 1, has no field 'text': set field to one that",
+            "g.jsonl, line 1, has no field 'text': name one that it has",
         ),
         ("g.jsonl", b'{"title": "", "body": ""}', {}, "(title, body)"),
-        ("h.jsonl.gz", b'{"n": 3}', {"field": "n"}, "h.jsonl.gz, line 1, has int, not text, in field 'n'"),
+        (
+            "h.jsonl.gz",
+            b'{"n": 3}',
+            {"fields": ("n",)},
+            "h.jsonl.gz, line 1, has int, not text, in field 'n'",
+        ),
     ],
 )
 def test_bad_text_is_named_with_its_line(tmp_path, name, data, settings, message):
@@ -136,6 +145,6 @@ def test_remote_files_are_read_through_tensorflow():
         with tf.io.gfile.GFile(f"ram://corpus/{name}", "wb") as stream:
             stream.write(data)
     files = find_files(["ram://corpus/*"], "files")
-    assert [document.text for path in files for document in _read(path)] == ["one", "two", "three"]
+    assert [text for path in files for text in _texts(_read(path))] == ["one", "two", "three"]
     with pytest.raises(InputError, match=r"ram://corpus/none\.txt cannot be read"):
         _read("ram://corpus/none.txt")

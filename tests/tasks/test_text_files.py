@@ -204,8 +204,48 @@ def test_the_fraction_named_for_an_empty_split_fills_it(tmp_path):
         {"files": "a.txt", "validation_fraction": -0.1},
         {"files": "a.txt", "documents": "paragraphs"},
         {"files": "a.txt", "invalid_utf8": "ignore"},
+        {"files": "a.txt", "field": ["text", "title"]},
     ],
 )
 def test_a_wrong_setting_is_named_at_once(settings):
     with pytest.raises(InputError, match=f"^{list(settings)[-1]} is "):
         text_files.task(**settings)
+
+
+def test_pairs_come_out_whole_and_those_with_equal_inputs_on_one_side(tmp_path):
+    pairs = [(f"question {number // 2}", f"answer {number}") for number in range(400)]
+    blank = [("a question", " "), ("", "an answer")]
+    lines = [json.dumps({"q": question, "a": answer, "n": 1}) for question, answer in [*pairs, *blank]]
+    task = text_files.pairs(
+        _write_lines(tmp_path / "a.jsonl", lines), fields=["q", "a"], validation_fraction=0.2
+    )
+    read = {}
+    for split in ("train", "validation"):
+        dataset = task.get_dataset(split=split, shuffle=False, try_in_mem_cache=False).as_numpy_iterator()
+        names = ("inputs_pretokenized", "targets_pretokenized")
+        read[split] = [tuple(example[name].decode() for name in names) for example in dataset]
+    assert sorted(read["train"] + read["validation"]) == sorted(pairs)
+    asked = {split: {question for question, _ in read[split]} for split in read}
+    assert len(asked["validation"]) > 20 and not asked["train"] & asked["validation"]
+    assert {name: feature.add_eos for name, feature in task.output_features.items()} == {
+        "inputs": True, "targets": True,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "settings", "message"),
+    [
+        ("a.txt", "x\ny", {}, "a.txt has no fields 'inputs' and 'targets': give .jsonl files"),
+        ("a.jsonl", '{"inputs": "x"}', {}, "a.jsonl, line 1, has no field 'targets': name one that"),
+        ("a.jsonl", '{"inputs": "x", "targets": 1}', {}, "line 1, has int, not text, in field 'targets'"),
+        ("a.jsonl", '["x"]', {}, 'write one as {"inputs": "...", "targets": "..."} a line'),
+        ("a.jsonl", "", {"fields": "question"}, "fields is 'question': set it to the names of two"),
+        ("a.jsonl", "", {"fields": ["question"]}, "fields is ['question']: set it to the names of two"),
+        ("a.jsonl", "", {"invalid_utf8": "ignore"}, "invalid_utf8 is 'ignore'"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_pairs_is_named(tmp_path, data_dir, name, data, settings, message):
+    (tmp_path / name).write_text(data)
+    with pytest.raises(InputError, match=re.escape(message)):
+        _read(text_files.pairs(f"{tmp_path}/{name}", **settings), "train")
+    assert not data_dir.exists() or not list(data_dir.rglob("*"))
