@@ -104,7 +104,11 @@ class FillInTheMiddle(Objective):
         return DecoderConverter(pack)
 
     def encode_prompt(self, text: str, feature: seqio.Feature) -> list[int]:
-        """A text with one gap, <extra_id_0>, is to be filled; one without is to be continued."""
+        """A text with one gap, <extra_id_0>, is to be filled; one without is to be continued.
+
+        In the order suffix, prefix, middle where that was learnt: the middle goes on from the end of the
+        prefix, and the authors found that it infills somewhat better.
+        """
         if "<extra_id_" not in text:
             return super().encode_prompt(text, feature)
         gap = feature.vocabulary.vocab_size - 1
@@ -113,6 +117,8 @@ class FillInTheMiddle(Objective):
             raise InputError(f"The prompt {text!r} must have one gap, <extra_id_0>, and no other.")
         at = ids.index(gap)
         pre, suf, mid = self._marks(feature.vocabulary)
+        if self.spm_rate > 0:
+            return [pre, suf, *ids[at + 1 :], mid, *ids[:at]]
         return [pre, *ids[:at], suf, *ids[at + 1 :], mid]
 
     def complete(self, inputs: Ids, targets: Ids, vocabulary: seqio.Vocabulary) -> list[int]:

@@ -125,19 +125,22 @@ def retrieval(run: RunConfig, trained: Trained) -> Learnt:
 
 
 def infilling(run: RunConfig, trained: Trained) -> Learnt:
-    """How often the end of a word in code is filled in to the letter, and ended where it ends."""
+    """How often the end of a word in code is filled in to the letter.
+
+    What is written after the word is not judged: small models have not learnt where a gap ends.
+    """
     gaps = passages.gaps(run)
     prompts = [f"{gap.before}<extra_id_0>{gap.after}" for gap in gaps]
     said: list[str] = []
     for first in range(0, len(prompts), passages.AT_A_TIME):
         some = prompts[first : first + passages.AT_A_TIME]
-        # One token more than the longest gap has: EOS.
+        # One token more than the longest gap has: the end of the word.
         made = generate(run, trained.params, trained.mesh, some, max_tokens=passages.LONGEST_GAP + 1)
-        said += [each.output for each in made]
+        said += [passages.end_of_word(each.output) for each in made]
     hidden = [gap.hidden for gap in gaps]
     ((frequent, _),) = Counter(hidden).most_common(1)
     return Learnt(
-        f"exact infills of {len(gaps)} ends of words",
+        f"exact infills of the ends of {len(gaps)} words",
         baselines.exact(said, hidden),
         baselines.exact([frequent] * len(gaps), hidden),
         f"always the most frequent, {frequent!r}",

@@ -55,6 +55,15 @@ def inside_spans(before: np.ndarray, sizes: np.ndarray, length: int) -> np.ndarr
     return within.any(axis=2).astype(np.float32)
 
 
+def end_of_word(text: str) -> str:
+    """The letters that a text begins with.
+
+    >>> end_of_word("in(): pass")
+    'in'
+    """
+    return re.match("[A-Za-z]*", text)[0]  # type: ignore[index]
+
+
 @dataclasses.dataclass(frozen=True)
 class Gap:
     """A passage whose `hidden` part is the end of a word."""

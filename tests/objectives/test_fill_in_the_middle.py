@@ -107,12 +107,13 @@ def test_where_the_parts_would_not_fit_tokens_stay_whole(pieces):
         assert [*one, *two, *three] == tokens
 
 
-def test_prompts_with_a_gap_are_to_be_filled(vocabulary):
+@pytest.mark.parametrize("spm_rate", [0.0, 0.5])
+def test_prompts_with_a_gap_are_to_be_filled_in_an_order_that_was_learnt(vocabulary, spm_rate):
     feature = seqio.Feature(vocabulary, add_eos=True)
-    objective = FillInTheMiddle()
+    objective = FillInTheMiddle(spm_rate=spm_rate)
     a, b = vocabulary.encode("a"), vocabulary.encode("b")
     ids = objective.encode_prompt("a<extra_id_0>b", feature)
-    assert ids == [PRE, *a, SUF, *b, MID]
+    assert ids == ([PRE, SUF, *b, MID, *a] if spm_rate else [PRE, *a, SUF, *b, MID])
     said = [*vocabulary.encode("xy"), 1]
     assert vocabulary.decode(objective.complete(ids, said, vocabulary)) == "axyb"
     assert objective.encode_prompt("ab", feature) == [*a, *b]
