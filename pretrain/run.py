@@ -123,15 +123,15 @@ class RunConfig:
         """The row lengths of a part of the objective."""
         return self.objective.lengths_of(part, self.lengths)
 
-    def step_tokens(self) -> float:
-        """Cells of a step; where batches of a mixture differ, on average over the first stretch of rates."""
-        return self._of_step(lambda lengths: sum(lengths.values()))
+    def step_tokens(self, step: int = 0) -> float:
+        """Cells of a step; where batches of a mixture differ, on average by the rates of this step."""
+        return self._of_step(step, lambda lengths: sum(lengths.values()))
 
-    def step_flops(self) -> float:
+    def step_flops(self, step: int = 0) -> float:
         """Floating point operations of the matrix products of a step's forward pass; averages as above."""
-        return self._of_step(self.model.flops)
+        return self._of_step(step, self.model.flops)
 
-    def _of_step(self, example: Callable[[Mapping[str, int]], float]) -> float:
+    def _of_step(self, step: int, example: Callable[[Mapping[str, int]], float]) -> float:
         """Of all examples of a step."""
         parts = self.objective.parts
         if self.objective.mixes == "rows":
@@ -139,7 +139,7 @@ class RunConfig:
         each = [self.batch_size * example(self.lengths_of(number)) for number in range(len(parts))]
         if self.objective.mixes == "losses":
             return sum(each)
-        rates = [part.rate_at(0) for part in parts]
+        rates = [part.rate_at(step) for part in parts]
         return sum(rate * one for rate, one in zip(rates, each, strict=True)) / sum(rates)
 
     def corpus(self) -> seqio.Task | seqio.Mixture:

@@ -268,6 +268,10 @@ def test_work_is_counted_part_by_part(make_run):
     masked, pairs = run.model.flops({"inputs": 48}), run.model.flops({"inputs": 16, "targets": 24})
     assert run.step_flops() == 8 * (masked + pairs) and run.step_tokens() == 8 * (48 + 40)
     assert make_run("batches").step_tokens() == pytest.approx(8 * (48 * 2 + 40) / 3)
+    parts = MASKED, dataclasses.replace(PAIRS, rate=[(0, 0.0), (3, 2.0)])
+    changing = make_run("batches", *parts)
+    assert changing.step_flops(2) == 8 * masked
+    assert changing.step_flops(3) == pytest.approx(8 * (MASKED.rate * masked + 2 * pairs) / (MASKED.rate + 2))
 
 
 def test_a_position_is_one_in_the_tasks_of_its_parts(make_run, tiny_config):

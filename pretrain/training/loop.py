@@ -192,7 +192,7 @@ def _train(
             observer.said(f"The warm-up takes {warmup:,} steps, and the run has {run.steps:,}.")
         for skip in skips.unsaid(model_dir, history.events):
             log.event(done, "left out", **skip)
-        window = Window(run, facts.flops_per_step, log, unfinished, history.bad_in_a_row())
+        window = Window(run, log, unfinished, history.bad_in_a_row())
 
         def evaluate(at: int) -> bool:
             """Whether the evaluation that is due after step `at`, if one is, came to its end."""

@@ -21,19 +21,16 @@ OF_A_STEP = ("gradient_norm", "parameter_norm", "learning_rate")
 class Window:
     """The steps since the last log line: their sums, and the time they took. Writes the ledger.
 
-    flops: of a step. unfinished: the sums of steps before the first, that no line has yet. bad_in_a_row: how
+    unfinished: the sums of steps before the first, that no line has yet. bad_in_a_row: how
     many of the steps before it were bad.
     """
 
-    def __init__(
-        self, run: RunConfig, flops: float, log: records.Records, unfinished: Sequence[Sums],
-        bad_in_a_row: int,
-    ):  # fmt: skip
+    def __init__(self, run: RunConfig, log: records.Records, unfinished: Sequence[Sums], bad_in_a_row: int):
         self._log, self._added = log, run.objective.added
         self._then, self._most = run.bad_steps.then, run.bad_steps.most
         self._bad_in_a_row = bad_in_a_row
         self._compiling = True
-        self._flops = flops
+        self._flops_of = run.step_flops
         peak = run.peak_flops or hardware.peak_flops(jax.devices()[0])
         self._peak = peak * jax.device_count() if peak else None
         self._pending: tuple[int, Any, int] | None = None
@@ -41,7 +38,7 @@ class Window:
 
     def _open(self, unfinished: Sequence[Sums] = ()) -> None:
         self.unfinished = list(unfinished)  # the sums of each step since the last line; a bad one has none
-        self._timed, self._tokens = 0, 0.0
+        self._timed, self._tokens, self._flops = 0, 0.0, 0.0
         self._began = time.perf_counter()
         self._pause = 0.0
 
@@ -68,6 +65,7 @@ class Window:
             self._compiling, self._began, self._pause = False, time.perf_counter(), 0.0
         else:
             self._timed, self._tokens = self._timed + 1, self._tokens + values["tokens"]
+            self._flops += 3.0 * self._flops_of(at - 1)  # the backward pass is twice the forward one
         bad = bool(values.pop("bad"))
         self._log.ledger(at, batch, batch_hash, bad)
         self._bad_in_a_row = self._bad_in_a_row + 1 if bad else 0
@@ -103,7 +101,7 @@ class Window:
             seconds = time.perf_counter() - self._began - self._pause
             figures["tokens_per_second"] = self._tokens / seconds
             figures["steps_per_second"] = self._timed / seconds
-            figures["model_flops_per_second"] = self._flops * self._timed / seconds
+            figures["model_flops_per_second"] = self._flops / seconds
             if self._peak:
                 figures["model_flops_utilisation"] = figures["model_flops_per_second"] / self._peak
         self._open()

@@ -204,6 +204,16 @@ def test_a_damaged_checkpoint_is_moved_aside_and_the_one_before_is_used(
     assert lines(model_dir, "ledger") == lines(tmp_path / "whole", "ledger")
 
 
+def test_speed_is_that_of_the_steps_whose_time_was_taken(make_run, train, tmp_path, lines):
+    run = make_run(steps=4, log_period=2)
+    train(run, "model")
+    for line in lines(tmp_path / "model", "metrics"):
+        if line["kind"] == "train":
+            work = line["model_flops_per_second"] / line["steps_per_second"]
+            assert work == pytest.approx(3 * run.step_flops())
+            assert line["steps_per_second"] > 0
+
+
 def test_figures_do_not_depend_on_where_a_run_was_stopped(make_run, train, tmp_path, watcher, lines):
     """Not within a window of the log, and not where an evaluation is due, which is made up for."""
     run, model_dir = make_run(log_period=5, eval_period=3), tmp_path / "stopped"
