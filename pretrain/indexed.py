@@ -19,8 +19,9 @@ from pretrain.data import vocabulary as vocabularies
 from pretrain.data.hashing import mixed
 from pretrain.data.order import Mix, Schedule, shuffled
 from pretrain.data.store import Store
+from pretrain.data.store_chunks import Chunks, OfAll, OfEach
 from pretrain.errors import InputError
-from pretrain.objectives.base import Part
+from pretrain.objectives.base import Objective, Part
 from pretrain.parallel import sharding
 from pretrain.run import RunConfig
 
@@ -33,24 +34,18 @@ class Reader:
 
     order: which stream is read at each position; stream p * stores + s is store s, cut for part p of those
         that are read here.
-    chunk_lengths, shortest_chunks: of each part.
+    chunks: of each stream.
     """
 
     stores: Sequence[Store]
     order: Schedule
-    chunk_lengths: Sequence[int]
-    shortest_chunks: Sequence[int]
+    chunks: Sequence[Chunks]
     seed: int
 
     @functools.cached_property
     def sizes(self) -> list[int]:
         """Examples in an epoch of each stream."""
-        parts = zip(self.chunk_lengths, self.shortest_chunks, strict=True)
-        return [self._chunks(store, *part) for part in parts for store in self.stores]
-
-    def _chunks(self, store: Store, length: int, shortest: int) -> int:
-        whole, rest = divmod(store.tokens, length)
-        return whole + (rest >= shortest)
+        return [chunks.number for chunks in self.chunks]
 
     def part(self, positions: np.ndarray) -> np.ndarray:
         """The part that each of `positions` [n] is of, int64 [n]."""
@@ -72,14 +67,10 @@ class Reader:
         for s, e in {*zip(stream.tolist(), epoch.tolist(), strict=True)}:
             own = (stream == s) & (epoch == e)
             place[own] = shuffled(within[own], self.sizes[s], int(mixed(self.seed, s)[0]), e)
-        chunks = [self._chunk(s, i) for s, i in zip(stream.tolist(), place.tolist(), strict=True)]
+        chunks = [self.chunks[s].read(i) for s, i in zip(stream.tolist(), place.tolist(), strict=True)]
         seeds = mixed(self.seed, stream[:, None], epoch[:, None], place[:, None], np.arange(2))
         lengths = np.array([len(chunk) for chunk in chunks], np.int64)
         return np.concatenate(chunks), lengths, seeds.astype(np.int64)
-
-    def _chunk(self, stream: int, number: int) -> np.ndarray:
-        part, store = divmod(stream, len(self.stores))
-        return self.stores[store].chunk(number, self.chunk_lengths[part])
 
 
 def readers(run: RunConfig) -> list[Reader]:
@@ -110,16 +101,18 @@ def readers(run: RunConfig) -> list[Reader]:
         raise InputError(
             f"RunConfig.store_rates has {len(rates)} rates for {len(stores)} stores: give one for each."
         )
-    chunk_lengths = [part.objective.chunk_length(run.lengths_of(n)) for n, part in enumerate(parts)]
-    shortest_chunks = [part.objective.shortest_chunk for part in parts]
+    chunks = [
+        [_cut(store, part.objective, run.lengths_of(number)) for store in stores]
+        for number, part in enumerate(parts)
+    ]
     if mixing.shares(run.objective):
         order = mixing.of_rows(parts, run.batch_size, rates)
-        found = [Reader(stores, order, chunk_lengths, shortest_chunks, run.seed)]
+        found = [Reader(stores, order, [each for own in chunks for each in own], run.seed)]
     else:
         order = Schedule([0], [Mix(rates)])
         found = [
-            Reader(stores, order, [length], [shortest], mixing.seed(run.objective, number, run.seed))
-            for number, (length, shortest) in enumerate(zip(chunk_lengths, shortest_chunks, strict=True))
+            Reader(stores, order, own, mixing.seed(run.objective, number, run.seed))
+            for number, own in enumerate(chunks)
         ]
     for each in found:
         for number, size in enumerate(each.sizes):
@@ -129,6 +122,11 @@ def readers(run: RunConfig) -> list[Reader]:
                     "it is too small."
                 )
     return found
+
+
+def _cut(store: Store, objective: Objective, lengths: Mapping[str, int]) -> Chunks:
+    kind = OfAll if objective.join_documents else OfEach
+    return kind(store, objective.chunk_length(lengths), objective.shortest_chunk)
 
 
 def _check(part: Part, run: RunConfig) -> None:
@@ -142,10 +140,10 @@ def _check(part: Part, run: RunConfig) -> None:
             f"{type(part.objective).__name__} makes its examples in a way of its own, which stores do not "
             "know: leave RunConfig.stores out."
         )
-    if not part.objective.join_documents or run.pack:
+    if run.pack:
         raise InputError(
-            "RunConfig.stores hold documents end to end, whose chunks fill their rows: set "
-            "join_documents=True and pack=False."
+            "RunConfig.stores are read a chunk a row, so that each is found by its number: set pack=False; "
+            "with join_documents=True chunks fill their rows."
         )
 
 

@@ -103,6 +103,18 @@ class Store:
         """Chunk number `index` of those that are cut one after the other from the start, int32 [length]."""
         return self.read(index * length, min((index + 1) * length, self.tokens))
 
+    @property
+    def num_shards(self) -> int:
+        return len(self._shards)
+
+    def document_ends(self, shard: int, first: int = 0, last: int | None = None) -> np.ndarray:
+        """Where the documents `first` to `last` of a shard end, and before them where `first` begins.
+
+        Returns:
+            int64 [documents + 1], positions for `read`.
+        """
+        return self._shards[shard].document_ends(first, last) + self._starts[shard]
+
     @functools.cached_property
     def _shards(self) -> list["_ShardReader"]:
         shards = self.manifest.splits[self.split].shards
@@ -187,6 +199,13 @@ class _ShardReader:
         if ends.shape != (self._shard.documents,) or digest(ends) != self._shard.ends_digest:
             raise damage(self._ends_path, "its checksum is wrong")
         return ends.view(np.ndarray)  # a memmap itself is several times slower to index
+
+    def document_ends(self, first: int, last: int | None) -> np.ndarray:
+        """Where `first` begins and where each document of these ends, int64 [documents + 1]."""
+        ends = self.ends[first:last]
+        before = self.ends[first - 1] if first else 0
+        counted = np.concatenate([[before], ends])
+        return counted if self._eos is not None else counted - np.arange(first, first + len(counted))
 
     def problems(self) -> Iterator[str]:
         """Reads everything; yields what is damaged, a sentence each."""
