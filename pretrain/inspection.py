@@ -199,26 +199,31 @@ def feature_stats(found: Sequence[Row], lengths: Mapping[str, int]) -> dict[str,
     }
 
 
+_ENDLESS = 2**20  # tokens, more than any pair has
+
+
 def truncation(run: RunConfig, split: str, *, training: bool, examples: int) -> Truncation | None:
-    """Reads the first `examples` examples the objective makes twice, whole and trimmed, and compares them.
+    """Reads the first `examples` examples twice, for endless rows and for those of the run.
 
-    None where examples are made of chunks, which are not trimmed: what does not fit ends the run.
+    None where examples are made of chunks, which are not cut: what does not fit ends the run. None of a
+    mixture.
     """
-    if any(part.objective.makes_chunks for part in run.objective.parts):
+    if len(run.objective.parts) > 1 or run.objective.makes_chunks:
         return None
-    bound = run.objective.parts[0].objective.bind(run.corpora()[0])
+    bound = run.objective.bind(run.corpus())
 
-    def read(trim: bool) -> tf.data.Dataset:
+    def read(lengths: Mapping[str, int]) -> tf.data.Dataset:
         return bound.get_dataset(
-            sequence_length=dict(run.lengths_of(0)),
+            sequence_length=dict(lengths),
             num_epochs=None if training else 1,
-            trim_output_features=trim,
             **_reading(run, bound, split, training),
         )
 
     cut, lost = dict.fromkeys(bound.output_features, 0), dict.fromkeys(bound.output_features, 0)
     compared = 0
-    for whole, trimmed in tf.data.Dataset.zip((read(False), read(True))).take(examples).as_numpy_iterator():
+    endless = dict.fromkeys(run.lengths, _ENDLESS)
+    both = tf.data.Dataset.zip((read(endless), read(run.lengths)))
+    for whole, trimmed in both.take(examples).as_numpy_iterator():
         compared += 1
         for name in cut:
             missing = whole[name].size - trimmed[name].size

@@ -58,7 +58,12 @@ _LEGEND = {
 
 def check(path: Path) -> None:
     """Raises InputError if no page can be written there: better now than when all is read."""
-    if path.exists() and not path.is_file():
+    try:
+        taken = path.exists() and not path.is_file()
+        _partial(path).exists()
+    except OSError as error:
+        raise InputError(f"--html {path} is no name for a file ({error.strerror}): give another.") from error
+    if taken:
         raise InputError(f"--html {path} is not a file: give the name of a file to write the page to.")
     if not path.parent.is_dir():
         raise InputError(f"--html {path}: there is no directory {path.parent}, make it first.")
@@ -69,7 +74,7 @@ def check(path: Path) -> None:
 def write(path: Path, text: str) -> None:
     """All of the page or nothing: a reader never finds a part of it. Raises InputError."""
     check(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = _partial(path)
     try:
         partial.write_text(text, encoding="utf-8")
         partial.replace(path)
@@ -78,6 +83,10 @@ def write(path: Path, text: str) -> None:
         raise InputError(
             f"--html {path} could not be written ({error.strerror}): make room, or choose another place."
         ) from error
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
 def page(run: RunConfig, found: Inspection, source: str, flags: Sequence[str] = (), examples: int = 4) -> str:

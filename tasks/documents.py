@@ -68,6 +68,21 @@ def find_files(patterns: Sequence[str], setting: str) -> list[str]:
     return files
 
 
+def check_format(paths: Sequence[str], format: Format) -> None:
+    """Raises InputError if a setting is for other files than all of these."""
+    if format.documents != "lines" and all(path.endswith(_JSON) for path in paths):
+        raise InputError(
+            f"documents is {format.documents!r}, which is for .txt files, and files matches none "
+            f"({paths[0]}): leave it out."
+        )
+    field, *others = format.fields
+    if field != "text" and not others and all(path.endswith(_TEXT) for path in paths):
+        raise InputError(
+            f"field is {field!r}, which is for .jsonl files, and files matches none ({paths[0]}): leave it "
+            "out."
+        )
+
+
 def read_documents(path: str, format: Format) -> Iterator[Document]:
     """Yields the documents of one file, in order, without those that have a blank text.
 

@@ -20,7 +20,7 @@ import tensorflow_datasets as tfds
 
 from pretrain.errors import InputError
 from tasks.corpus import corpus_task
-from tasks.documents import DocumentUnit, Format, InvalidUtf8, find_files, read_documents
+from tasks.documents import DocumentUnit, Format, InvalidUtf8, check_format, find_files, read_documents
 from tasks.sources import (
     KeyedExample,
     LocalBuilder,
@@ -99,7 +99,7 @@ def pairs(
       InputError: a setting is wrong, at once; or a file is, or a split is empty, on first use of the data.
     """
     of_text = isinstance(fields, list | tuple) and all(isinstance(name, str) for name in fields)
-    if not of_text or len(fields) != 2:
+    if not of_text or len(fields) != 2 or fields[0] == fields[1]:
         example = "--gin.FIELDS=\"['question', 'answer']\""
         raise InputError(f"fields is {fields!r}: set it to the names of two, such as {example}.")
     format = Format(tuple(fields), invalid_utf8=invalid_utf8)
@@ -240,6 +240,7 @@ def _configure(
 ) -> TextFilesConfig:
     """Finds the files and takes their fingerprint."""
     train = find_files(globs, "files")
+    check_format(train, format)
     files = {"train": train}
     if held_out_globs:
         files["validation"] = find_files(held_out_globs, "validation_files")

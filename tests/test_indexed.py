@@ -158,7 +158,7 @@ def test_any_position_is_reached_without_what_came_before(name, make_run):
 
 @pytest.mark.parametrize(
     ("name", "processes"),
-    [*((name, 2) for name in OBJECTIVES), ("causal_lm", 4), ("mixture", 8), ("batches", 4)],
+    [*((name, 2) for name in OBJECTIVES), ("causal_lm", 4), ("mixture", 4), ("batches", 4)],
 )
 def test_the_processes_together_read_the_same_batches(name, processes, make_run, monkeypatch):
     run = make_run(name)

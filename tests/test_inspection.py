@@ -18,6 +18,7 @@ from pretrain.objectives import (
     PermutationLM,
     PrefixLM,
     SpanCorruption,
+    TextToText,
 )
 from pretrain.run import RunConfig
 
@@ -152,6 +153,30 @@ def test_what_the_trim_takes_is_counted(make_run):
     found = inspection.inspect(run, "validation", num_batches=100).truncation
     over = [size + 1 - 20 for size in SIZES if size + 1 > 20]
     assert (found.examples, found.cut, found.lost) == (12, {"targets": len(over)}, {"targets": sum(over)})
+
+
+def test_what_pairs_lose_is_counted(make_run):
+    def read(split, shuffle_files, seed=None):
+        sizes = tf.data.Dataset.from_tensor_slices(([10, 30, 5], [4, 6, 40]))
+        return sizes.map(
+            lambda inputs, targets: {"inputs": tf.range(3, 3 + inputs), "targets": tf.range(3, 3 + targets)}
+        )
+
+    feature = seqio.Feature(seqio.ByteVocabulary(extra_ids=100), add_eos=True)
+    pairs = seqio.Task(
+        "pairs",
+        source=seqio.FunctionDataSource(read, splits=["train", "validation"]),
+        preprocessors=[seqio.CacheDatasetPlaceholder()],
+        output_features={"inputs": feature, "targets": feature},
+    )
+    run = make_run(TextToText(), {"inputs": 16, "targets": 8}, task=pairs, batch_size=3)
+    found = inspection.inspect(run, "validation", num_batches=1).truncation
+    assert (found.cut, found.lost) == ({"inputs": 1, "targets": 1}, {"inputs": 15, "targets": 33})
+    parts = [Part(objective=TextToText(), name=name) for name in ("one", "two")]
+    mixed = make_run(
+        Mixture(parts=parts, mixes="batches"), {"inputs": 16, "targets": 8}, task=pairs, batch_size=3
+    )
+    assert inspection.inspect(mixed, "validation", num_batches=1).truncation is None
 
 
 def test_training_counts_the_documents_read_so_far(make_run):

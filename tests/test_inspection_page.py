@@ -259,6 +259,13 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert path.read_text(encoding="utf-8") == "first é" and list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("letters", [240, 300])
+def test_a_name_that_is_too_long_is_refused(tmp_path, letters):
+    """With 240 letters only the page that is being written has too long a name."""
+    with pytest.raises(InputError, match="is no name for a file"):
+        inspection_page.check(tmp_path / ("x" * letters + ".html"))
+
+
 CHROMIUM = shutil.which("chromium")
 HARNESS = """<!DOCTYPE html><script>window.onload = () => {
   document.title = JSON.stringify([...document.querySelectorAll('iframe')].map(frame => {

@@ -15,6 +15,7 @@ import math
 import tensorflow as tf
 
 from pretrain.data.seeds import random_bits, uniform
+from pretrain.data.vocabulary import Punctuation
 
 
 def words(begins: tf.Tensor) -> tf.Tensor:
@@ -203,6 +204,32 @@ def masked_spans(
     return tf.RaggedTensor.from_row_splits(
         found.flat_values, found.row_splits[:: 2 * (most + 1)], validate=False
     )
+
+
+def sentences(tokens: tf.Tensor, punctuation: Punctuation) -> tf.Tensor:
+    """The number of the sentence that each token is in, int32 [n, m], from 0.
+
+    One ends at a newline, or at a mark that white space or nothing follows. What has no words, such as an
+    empty line, belongs to the sentence before.
+
+    Args:
+        tokens: int32 [n, m], padded with what is no text.
+
+    >>> import seqio
+    >>> vocabulary = seqio.ByteVocabulary()
+    >>> tokens = tf.constant([vocabulary.encode("1.5? No.  ... Go")])
+    >>> "".join(map(str, sentences(tokens, Punctuation.of(vocabulary)).numpy()[0]))
+    '0000011111111122'
+    """
+    marks, lines, spaced, words = (tf.gather(table, tokens) for table in punctuation.tables())
+    followed = tf.pad(spaced[:, 1:], [[0, 0], [0, 1]], constant_values=True)
+    before = tf.cumsum(tf.cast(lines | (marks & followed), tf.int32), axis=1, exclusive=True)
+    # At each token, the ends before the last word there was; before the first word, those before it.
+    of_words = tf.pad(tf.ragged.boolean_mask(before, words).to_tensor(), [[0, 0], [0, 1]])
+    number = tf.cumsum(tf.cast(words, tf.int32), axis=1)
+    at = tf.gather(of_words, tf.maximum(number - 1, 0), batch_dims=1)
+    changes = tf.pad(at[:, 1:] != at[:, :-1], [[0, 0], [1, 0]])
+    return tf.cumsum(tf.cast(changes, tf.int32), axis=1)
 
 
 def reordered(tokens: tf.RaggedTensor, units: tf.Tensor, seeds: tf.Tensor, draw: int) -> tf.RaggedTensor:

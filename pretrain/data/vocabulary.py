@@ -63,14 +63,35 @@ def begins_word(vocabulary: seqio.Vocabulary) -> np.ndarray:
     return np.array([spelled is None or spelled[:1].isspace() for spelled in text])
 
 
-def ends_sentence(vocabulary: seqio.Vocabulary) -> np.ndarray:
-    """Which ids end a sentence, bool [vocab_size]: full stop, question and exclamation mark, newline.
+@dataclasses.dataclass(frozen=True)
+class Punctuation:
+    """What ids say of where sentences end, bool [vocab_size] each; see `corruption.sentences`.
 
-    >>> ends_sentence(seqio.ByteVocabulary())[[3 + ord("."), 3 + ord("a")]].tolist()
-    [True, False]
+    marks: ends in a full stop, question or exclamation mark. lines: ends in a newline. spaced: begins with
+    white space, or is no text. words: has more than white space and marks.
+
+    >>> of_dot = [table[3 + ord(".")] for table in Punctuation.of(seqio.ByteVocabulary()).tables()]
+    >>> [bool(value) for value in of_dot]
+    [True, False, False, False]
     """
-    marks = (b".", b"?", b"!", b"\n")
-    return np.array([spelled is not None and spelled.endswith(marks) for spelled in text_of_ids(vocabulary)])
+
+    marks: np.ndarray
+    lines: np.ndarray
+    spaced: np.ndarray
+    words: np.ndarray
+
+    @classmethod
+    def of(cls, vocabulary: seqio.Vocabulary) -> "Punctuation":
+        texts = [(text is None, text or b"") for text in text_of_ids(vocabulary)]
+        return cls(
+            marks=np.array([text.endswith((b".", b"?", b"!")) for _, text in texts]),
+            lines=np.array([text.endswith(b"\n") for _, text in texts]),
+            spaced=np.array([special or text[:1].isspace() for special, text in texts]),
+            words=np.array([bool(text.strip(b".?! \t\r\n\v\f")) for _, text in texts]),
+        )
+
+    def tables(self) -> tuple[np.ndarray, ...]:
+        return self.marks, self.lines, self.spaced, self.words
 
 
 def text_of_ids(vocabulary: seqio.Vocabulary) -> tuple[bytes | None, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
+import seqio
 from flax import nnx
 
 from pretrain.data import vocabulary as vocabularies
@@ -47,16 +48,19 @@ def generate(
             prompt,
             vocabularies.readable(output, vocabulary),
             _as_begun(
-                vocabularies.readable(run.objective.complete(ids, output, vocabulary), vocabulary), prompt
+                vocabularies.readable(run.objective.complete(ids, output, vocabulary), vocabulary),
+                prompt,
+                vocabulary,
             ),
         )
         for prompt, ids, output in zip(prompts, encoded, outputs, strict=True)
     ]
 
 
-def _as_begun(text: str, prompt: str) -> str:
+def _as_begun(text: str, prompt: str, vocabulary: seqio.Vocabulary) -> str:
     """Without the space that SentencePiece puts before every text."""
-    return text.removeprefix(" ") if prompt[:1].strip() else text
+    spaced = isinstance(vocabulary, seqio.SentencePieceVocabulary)
+    return text.removeprefix(" ") if spaced and prompt[:1].strip() else text
 
 
 def check_writes(run: RunConfig) -> None:

@@ -127,10 +127,9 @@ class Contrastive(Objective):
     def _cloze(
         self, chunks: tf.RaggedTensor, seeds: tf.Tensor, lengths: Mapping[str, int], vocabulary
     ) -> dict[str, tf.RaggedTensor]:
-        dense = chunks.to_tensor()
+        dense = chunks.to_tensor(default_value=vocabulary.pad_id)
         inside = tf.sequence_mask(chunks.row_lengths(), tf.shape(dense)[1])
-        ends = tf.gather(vocabularies.ends_sentence(vocabulary), dense)
-        sentence = tf.cumsum(tf.cast(ends, tf.int32), axis=1, exclusive=True)
+        sentence = corruption.sentences(dense, vocabularies.Punctuation.of(vocabulary))
         number = tf.reduce_max(tf.where(inside, sentence, 0), axis=1, keepdims=True) + 1
         lots = uniform(seeds, 2)
         own = inside & (sentence == tf.cast(lots[:, :1] * tf.cast(number, tf.float32), tf.int32))

@@ -124,11 +124,12 @@ class _OfOrder(Noise):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SentencePermutation(_OfOrder):
-    """Sentences come in random order. One ends with a full stop, question or exclamation mark, or a line."""
+    """Sentences come in random order; see `corruption.sentences` for where one ends."""
 
     def _reordered(self, tokens, seeds, draw, vocabulary) -> tf.RaggedTensor:
-        ends = tf.cast(tf.gather(vocabularies.ends_sentence(vocabulary), tokens.to_tensor()), tf.int32)
-        return corruption.reordered(tokens, tf.cumsum(ends, axis=1, exclusive=True), seeds, draw)
+        dense = tokens.to_tensor(default_value=vocabulary.pad_id)
+        units = corruption.sentences(dense, vocabularies.Punctuation.of(vocabulary))
+        return corruption.reordered(tokens, units, seeds, draw)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -32,9 +32,10 @@ class FillInTheMiddle(Objective):
         PSM    PRE def f( SUF  return x MID x): EOS
         SPM    PRE SUF  return x MID def f(x): EOS
 
-    The rest of the chunks are left as they are, for a model that writes from left to right no worse. Every
-    token is charged for. A cut may fall inside a token, which then becomes those of its two parts. Unlike
-    other objectives this one does not join documents, unless it is told to.
+    The rest of the chunks are left as they are, for a model that writes from left to right no worse: there
+    EOS stands where a document ends, and nowhere else. Every token is charged for. A cut may fall inside a
+    token, which then becomes those of its two parts. Unlike other objectives this one does not join
+    documents, unless it is told to.
 
     Examples: {"targets": int32 [up to lengths["targets"]]}.
 
@@ -45,6 +46,8 @@ class FillInTheMiddle(Objective):
     """
 
     family: ClassVar[Family] = "decoder"
+    ends_documents: ClassVar[bool] = True
+    shortest_chunk: ClassVar[int] = 2  # a token, where the other is EOS
     join_documents: bool = False
     rate: float = 0.5
     spm_rate: float = 0.5
@@ -86,12 +89,15 @@ class FillInTheMiddle(Objective):
     def examples(
         self, chunks: tf.RaggedTensor, seeds: tf.Tensor, lengths, vocabulary
     ) -> dict[str, tf.RaggedTensor]:
-        table = Splits.of(vocabulary)
-        prefix, middle, suffix = table.cut(chunks, seeds, lengths["targets"] - 4)
-        marks = self._marks(vocabulary)
-        pre, suf, mid = (tf.fill([chunks.nrows(), 1], mark) for mark in marks)
-        psm = tf.concat([pre, prefix, suf, suffix, mid, middle], axis=1)
-        spm = tf.concat([pre, suf, suffix, mid, prefix, middle], axis=1)
+        table, end = Splits.of(vocabulary), vocabulary.eos_id
+        ended = tf.reduce_any(chunks[:, -1:] == end, axis=1)
+        text = tf.RaggedTensor.from_tensor(
+            chunks.to_tensor(), chunks.row_lengths() - tf.cast(ended, tf.int64)
+        )
+        prefix, middle, suffix = table.cut(text, seeds, lengths["targets"] - 4)
+        pre, suf, mid, eos = (tf.fill([chunks.nrows(), 1], id) for id in (*self._marks(vocabulary), end))
+        psm = tf.concat([pre, prefix, suf, suffix, mid, middle, eos], axis=1)
+        spm = tf.concat([pre, suf, suffix, mid, prefix, middle, eos], axis=1)
         lots = uniform(seeds, 2, draw=1)
         kind = tf.where(lots[:, 0] >= self.rate, 2, tf.where(lots[:, 1] < self.spm_rate, 1, 0))
         count = tf.cast(chunks.nrows(), tf.int32)
@@ -113,10 +119,13 @@ class FillInTheMiddle(Objective):
             return super().encode_prompt(text, feature)
         gap = feature.vocabulary.vocab_size - 1
         ids = [token for token in gaps_to_fill(text, feature) if token != feature.vocabulary.eos_id]
-        if ids.count(gap) != 1 or gap - 1 in ids:
-            raise InputError(f"The prompt {text!r} must have one gap, <extra_id_0>, and no other.")
-        at = ids.index(gap)
         pre, suf, mid = self._marks(feature.vocabulary)
+        first = feature.vocabulary.vocab_size - vocabularies.num_sentinels(feature.vocabulary)
+        if [token for token in ids if token >= first or token in (pre, suf, mid)] != [gap]:
+            raise InputError(
+                f"The prompt {text!r} must have one gap, <extra_id_0>, and no other sentinel or mark."
+            )
+        at = ids.index(gap)
         if self.spm_rate > 0:
             return [pre, suf, *ids[at + 1 :], mid, *ids[:at]]
         return [pre, *ids[:at], suf, *ids[at + 1 :], mid]

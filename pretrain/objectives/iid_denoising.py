@@ -50,22 +50,32 @@ class IidDenoising(Objective):
 
     def check(self, lengths: Mapping[str, int], vocabulary: seqio.Vocabulary) -> None:
         check_lengths(self, lengths, inputs=3, targets=4)
+        # By chance there are more than on average, in one chunk of hundreds more than a quarter.
         expected = self._expected_targets(self.chunk_length(lengths))
-        if lengths["targets"] < expected:
+        if lengths["targets"] < (least := expected * 5 // 4):
             raise InputError(
                 f"lengths['targets'] is {lengths['targets']}, but IidDenoising hides about "
-                f"{expected} tokens and sentinels of {lengths['inputs']} inputs: "
-                f"set it to {expected * 5 // 4}."
+                f"{expected} tokens and sentinels of {lengths['inputs']} inputs, and by chance more: "
+                f"set it to {least}."
             )
         if not self.drop and (sentinels := num_sentinels(vocabulary)) < 2:
             raise InputError(
                 f"IidDenoising needs sentinels, but the vocabulary has {sentinels or 'none'}: give it "
                 "extra_ids, or set drop=True."
             )
+        spans = self._expected_spans(self.chunk_length(lengths))
+        if not self.drop and sentinels < (least := spans * 5 // 4):
+            raise InputError(
+                f"IidDenoising hides about {spans} spans of {lengths['inputs']} inputs, and by chance more, "
+                f"but the vocabulary has {sentinels} sentinels: give it extra_ids={least}, shorten "
+                "lengths['inputs'], or set drop=True."
+            )
+
+    def _expected_spans(self, tokens: int) -> int:
+        return int(tokens * self.noise_density * (1 - self.noise_density)) + 1
 
     def _expected_targets(self, tokens: int) -> int:
-        spans = 0 if self.drop else 1 - self.noise_density
-        return int(tokens * self.noise_density * (1 + spans)) + 2
+        return int(tokens * self.noise_density) + 2 + (0 if self.drop else self._expected_spans(tokens))
 
     def chunk_length(self, lengths: Mapping[str, int]) -> int:
         return lengths["inputs"] - 1
@@ -106,7 +116,10 @@ class IidDenoising(Objective):
         return EncoderDecoderConverter(pack)
 
     def encode_prompt(self, text: str, feature: seqio.Feature) -> list[int]:
-        return super().encode_prompt(text, feature) if self.drop else gaps_to_fill(text, feature)
+        if not self.drop:
+            return gaps_to_fill(text, feature)
+        end = [feature.vocabulary.eos_id] if feature.add_eos else []
+        return super().encode_prompt(text, feature) + end
 
     def complete(self, inputs: Ids, targets: Ids, vocabulary: seqio.Vocabulary) -> list[int]:
         if self.drop:  # nothing says where the tokens were

@@ -23,9 +23,10 @@ class UL2(Mixture):
     """A mixture of seven denoisers: short spans (R), long or many spans (X) and a prefix LM (S).
 
     The objective of Tay et al. 2022 (https://arxiv.org/abs/2205.05131, table 1): R has spans of 3 and 8
-    tokens on average at density 0.15; X has 3 and 8 at 0.5, and 64 at 0.15 and 0.5; S goes on from a prefix.
-    Before the inputs stands a token that names the mode, of three that are the vocabulary's last sentinels.
-    Chunks are as much shorter as sentinels and rows ask for: the published code runs over both.
+    tokens on average at density 0.15; X has 3 and 8 at 0.5, and 64 at 0.15 and 0.5; S goes on from a prefix
+    that ends anywhere, as in the published code, where the table says at three quarters. Before the inputs
+    stands a token that names the mode, of three that are the vocabulary's last sentinels. Chunks are as much
+    shorter as sentinels and rows ask for: the published code runs over both.
 
     To go on from another model (UL2R, https://arxiv.org/abs/2210.11399), set `RunConfig.warm_start`.
 
@@ -139,7 +140,12 @@ class Mode(Objective):
         return self.of.bidirectional_prompt
 
     def encode_prompt(self, text: str, feature: seqio.Feature) -> list[int]:
-        return [self.token(feature.vocabulary), *self.of.encode_prompt(text, feature)]
+        ids, mode = self.of.encode_prompt(text, feature), self.token(feature.vocabulary)
+        modes = {mode + number - MODES.index(self.mode) for number in range(len(MODES))}
+        if taken := modes.intersection(ids):
+            last = feature.vocabulary.vocab_size - 1 - min(taken)
+            raise InputError(f"The prompt {text!r} has <extra_id_{last}>, which is the token of a mode.")
+        return [mode, *ids]
 
     def complete(self, inputs, targets, vocabulary: seqio.Vocabulary) -> list[int]:
         mode = self.token(vocabulary)

@@ -188,8 +188,9 @@ def _train(
         log.event(done, "resumed" if done else "started", processes=jax.process_count())
         facts = describe(run, model_dir, done, state.count(train_state.params), mesh)
         observer.started(facts)
-        if (warmup := getattr(run.optimizer.schedule, "warmup_steps", 0)) > run.steps:
-            observer.said(f"The warm-up takes {warmup:,} steps, and the run has {run.steps:,}.")
+        for what, name in (("warm-up", "warmup_steps"), ("schedule", "total_steps")):
+            if (taken := getattr(run.optimizer.schedule, name, 0)) > run.steps:
+                observer.said(f"The {what} takes {taken:,} steps, and the run has {run.steps:,}.")
         for skip in skips.unsaid(model_dir, history.events):
             log.event(done, "left out", **skip)
         window = Window(run, log, unfinished, history.bad_in_a_row())

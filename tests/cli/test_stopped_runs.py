@@ -61,7 +61,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     assert trained() == [3]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_signal_saves_and_the_run_goes_on_from_there(call, text, number):
     """The text has a line that is not UTF-8, which is mended and counted on the way."""
     text.write_bytes(text.read_bytes() + b"\nbad \xff\n")

@@ -4,9 +4,11 @@ import itertools
 
 import numpy as np
 import pytest
+import seqio
 import tensorflow as tf
 
 from pretrain.data import corruption
+from pretrain.data.vocabulary import Punctuation
 
 N, M = 400, 60
 
@@ -137,6 +139,26 @@ def test_units_come_in_any_order_and_whole(seeds):
         assert row == tuple(itertools.chain.from_iterable(parts[unit] for unit in order))
     shares = [orders.count(order) / N for order in set(orders)]
     assert len(shares) == 6 and max(abs(np.array(shares) - 1 / 6)) < 5 * np.sqrt(1 / 6 / N)
+
+
+@pytest.mark.parametrize(
+    "sentences",
+    [
+        ["One is here. ", "Two? ", "Three!"],
+        ["Version 3.14 of a.b.c. ", "Next"],
+        ["a line\n\n  \n  ", "indented"],
+        ["\n\n. Begins with nothing. ", "Goes on... ... ", "Ends? "],
+        [" . \n"],
+    ],
+)
+def test_sentences_have_words_and_end_where_people_would_say(sentences):
+    vocabulary = seqio.ByteVocabulary()
+    rows = ["".join(sentences), "x"]
+    tokens = tf.ragged.constant([vocabulary.encode(row) for row in rows], tf.int32).to_tensor()
+    units = corruption.sentences(tokens, Punctuation.of(vocabulary)).numpy()
+    expected = np.repeat(np.arange(len(sentences)), [len(sentence) for sentence in sentences])
+    np.testing.assert_array_equal(units[0, : len(expected)], expected)
+    assert not units[1].any()
 
 
 def test_every_rotation_is_equally_likely(seeds):

@@ -63,7 +63,7 @@ def test_cloze_takes_a_sentence_out_of_its_context(corpus, read):
             kept += 1
         else:
             assert SENTENCES.encode().replace(sentence, b"", 1) == context
-    assert set(counts) == {b"One is here.", b" Two are there!", b" Are three?", b" Four."}
+    assert set(counts) == {b"One is here. ", b"Two are there! ", b"Are three? ", b"Four."}
     assert max(abs(np.array(list(counts.values())) / 600 - 0.25)) < 5 * np.sqrt(0.19 / 600)
     assert abs(kept / 600 - 0.1) < 5 * np.sqrt(0.09 / 600)
 

@@ -37,7 +37,15 @@ def test_the_text_can_be_put_together_again(rate, corpus, documents, vocabulary,
     texts = [objective.complete((), example["targets"], vocabulary) for example in examples]
     np.testing.assert_array_equal(np.concatenate(texts), np.concatenate(documents))
     taken_apart = [example["targets"][0] == PRE for example in examples]
-    assert all(example["targets"][-1] == 1 and len(example["targets"]) <= 64 for example in examples)
+    assert all(len(example["targets"]) <= 64 for example in examples)
+    assert all(
+        example["targets"][-1] == 1 for example, apart in zip(examples, taken_apart, strict=True) if apart
+    )
+    assert not any((example["targets"][:-1] == 1).any() for example in examples)
+    if rate == 0.0:  # EOS is where documents end, and in a chunk of its own it is left out
+        ended = sum(example["targets"][-1] == 1 for example in examples)
+        chunk = objective.chunk_length(LENGTHS)
+        assert ended == sum((len(document) + 1) % chunk != 1 for document in documents) < len(examples)
     assert {0.0: not any(taken_apart), 0.5: len(set(taken_apart)) == 2, 1.0: all(taken_apart)}[rate]
 
 
@@ -118,7 +126,11 @@ def test_prompts_with_a_gap_are_to_be_filled_in_an_order_that_was_learnt(vocabul
     assert vocabulary.decode(objective.complete(ids, said, vocabulary)) == "axyb"
     assert objective.encode_prompt("ab", feature) == [*a, *b]
     assert objective.complete([*a], said, vocabulary) == [*a, *said[:-1]]
-    for prompt in ("a<extra_id_0>b<extra_id_0>", "a<extra_id_1>b"):
+    for prompt in (
+        "a<extra_id_0>b<extra_id_0>",
+        "a<extra_id_1>b",
+        *(f"a<extra_id_0>b<extra_id_{n}>" for n in (1, 2, 5)),
+    ):
         with pytest.raises(InputError, match="must have one gap"):
             objective.encode_prompt(prompt, feature)
 

@@ -69,23 +69,25 @@ def test_tokens_are_hidden_independently(corpus, read):
     assert abs(both - 0.15**2) < 5 * np.sqrt(0.02 / hidden.size)
 
 
-@pytest.mark.parametrize("sentinels", [3, 100])
-def test_neither_rows_nor_sentinels_overflow(sentinels, corpus, documents, read):
+@pytest.mark.parametrize("sentinels", [11, 100])
+def test_neither_rows_nor_sentinels_overflow(sentinels, corpus, read):
+    """At the least that there must be of both."""
+    document = np.random.RandomState(0).randint(3, 259, 64 * 1000)
     vocabulary = seqio.ByteVocabulary(extra_ids=sentinels)
     features = {"targets": seqio.Feature(vocabulary, add_eos=True)}
-    objective = IidDenoising(noise_density=0.5)
-    lengths = {"inputs": 65, "targets": 52}
+    objective = IidDenoising()
+    lengths = {"inputs": 65, "targets": 25}
     full, text = 0, []
-    for example in read(objective.bind(corpus(output_features=features)), lengths):
-        assert 3 <= len(example["targets"]) <= 52 and len(example["inputs"]) <= 65
+    for example in read(objective.bind(corpus(documents=[document], output_features=features)), lengths):
+        assert 3 <= len(example["targets"]) <= 25 and len(example["inputs"]) <= 65
         marks = example["targets"][example["targets"] > 258]
         np.testing.assert_array_equal(marks, 258 + sentinels - np.arange(len(marks)))
         assert len(marks) <= sentinels
-        full += len(marks) == sentinels or len(example["targets"]) > 48
+        full += len(marks) == sentinels or (sentinels == 100 and len(example["targets"]) == 25)
         text += objective.complete(example["inputs"], example["targets"], vocabulary)
     assert full, "no example met a limit"
     # One sentinel too many would be a token of text, and found in it.
-    np.testing.assert_array_equal(text, np.concatenate(documents))
+    np.testing.assert_array_equal(text, document)
 
 
 def test_every_chunk_hides_something(corpus, read):
@@ -99,8 +101,11 @@ def test_bad_settings_are_refused(vocabulary):
         IidDenoising(noise_density=1)
     with pytest.raises(InputError, match="IidDenoising.drop must be True or False, not 1"):
         IidDenoising(drop=1)
-    with pytest.raises(InputError, match=r"lengths\['targets'\] is 10, but .* set it to 23"):
+    with pytest.raises(InputError, match=r"lengths\['targets'\] is 10, but .* set it to 25"):
         IidDenoising().check({"inputs": 65, "targets": 10}, vocabulary)
+    with pytest.raises(InputError, match="hides about 131 spans .* has 100 sentinels: give it extra_ids=163"):
+        IidDenoising().check({"inputs": 1024, "targets": 512}, vocabulary)
+    IidDenoising(drop=True).check({"inputs": 1024, "targets": 512}, vocabulary)
     with pytest.raises(InputError, match="needs sentinels, but the vocabulary has none"):
         IidDenoising().check(LENGTHS, seqio.ByteVocabulary())
     IidDenoising(drop=True).check(LENGTHS, seqio.ByteVocabulary())

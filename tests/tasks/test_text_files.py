@@ -116,10 +116,22 @@ def test_identity_is_that_of_the_text_wherever_the_files_lie(tmp_path):
 
 def test_settings_are_part_of_the_fingerprint(tmp_path, data_dir):
     (tmp_path / "a.jsonl").write_text('{"text": "one", "body": "two"}')
+    (tmp_path / "b.txt").write_text("three")
     for settings, expected in (({}, "one"), ({"field": "body"}, "two"), ({"documents": "files"}, "one")):
-        task = text_files.task(f"{tmp_path}/a.jsonl", validation_fraction=0, **settings)
-        assert _read(task, "train") == [expected]
+        task = text_files.task(f"{tmp_path}/*", validation_fraction=0, **settings)
+        assert {*_read(task, "train")} == {expected, "three"}
     assert len(os.listdir(data_dir / "text_files")) == 3
+
+
+def test_settings_for_files_that_are_not_there_are_refused(tmp_path):
+    for name in ("a.txt", "b.jsonl"):
+        (tmp_path / name).write_text('{"text": "one"}')
+    with pytest.raises(
+        InputError, match="field is 'body', which is for .jsonl files, and files matches none"
+    ):
+        _read(text_files.task(f"{tmp_path}/*.txt", field="body", validation_fraction=0), "train")
+    with pytest.raises(InputError, match="documents is 'files', which is for .txt files, and files matches"):
+        _read(text_files.task(f"{tmp_path}/*.jsonl", documents="files", validation_fraction=0), "train")
 
 
 def test_relative_globs_start_where_the_task_was_made(tmp_path, monkeypatch):
@@ -240,6 +252,7 @@ def test_pairs_come_out_whole_and_those_with_equal_inputs_on_one_side(tmp_path):
         ("a.jsonl", '{"inputs": "x", "targets": 1}', {}, "line 1, has int, not text, in field 'targets'"),
         ("a.jsonl", '["x"]', {}, 'write one as {"inputs": "...", "targets": "..."} a line'),
         ("a.jsonl", "", {"fields": "question"}, "fields is 'question': set it to the names of two"),
+        ("a.jsonl", "", {"fields": ["x", "x"]}, "fields is ['x', 'x']: set it to the names of two"),
         ("a.jsonl", "", {"fields": ["question"]}, "fields is ['question']: set it to the names of two"),
         ("a.jsonl", "", {"invalid_utf8": "ignore"}, "invalid_utf8 is 'ignore'"),
     ],

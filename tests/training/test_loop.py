@@ -87,6 +87,12 @@ def test_a_warm_up_that_does_not_end_is_said(make_run, train, watcher):
     assert watcher.warnings == ["The warm-up takes 1,000 steps, and the run has 1."]
 
 
+def test_a_schedule_that_does_not_end_is_said(make_run, train, watcher):
+    schedule = optim.Cosine(peak=1e-2, total_steps=500)
+    train(make_run(steps=1, optimizer=optim.AdamW(schedule=schedule)))
+    assert watcher.warnings == ["The schedule takes 500 steps, and the run has 1."]
+
+
 def test_a_skipped_step_changes_nothing_but_the_count(make_run, train, monkeypatch, tmp_path, lines):
     run = make_run(bad_steps=BadSteps(then="skip"), steps=6)
     poison(monkeypatch, run, [5])

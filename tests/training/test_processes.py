@@ -60,8 +60,8 @@ with processes.joined(processes.Place(sys.argv[2], int(sys.argv[4]), int(sys.arg
     ("count", "sizes", "shares"),
     [
         (2, {"data": 4}, 2),
-        (2, {"data": 1, "context": 4}, 1),
-        (4, {"data": 1, "fsdp": 4}, 4),
+        pytest.param(2, {"data": 1, "context": 4}, 1, marks=pytest.mark.slow),
+        pytest.param(4, {"data": 1, "fsdp": 4}, 4, marks=pytest.mark.slow),
         (4, {"data": 2, "tensor": 2}, 2),
     ],
     ids=str,
